@@ -1,0 +1,12 @@
+# One libFuzzer program per test/native/fuzz/<name>.cpp, named fuzz_<name>.
+if(NOT CMAKE_CXX_COMPILER_ID MATCHES "Clang")
+  message(FATAL_ERROR "DANCEFLUX_FUZZ wants clang: cmake -DCMAKE_CXX_COMPILER=clang++ ...")
+endif()
+file(GLOB fuzz_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/test/native/fuzz/*.cpp)
+foreach(source ${fuzz_sources})
+  get_filename_component(name ${source} NAME_WE)
+  add_executable(fuzz_${name} ${source})
+  target_link_libraries(fuzz_${name} PRIVATE danceflux_core)
+  danceflux_compile(fuzz_${name})
+  target_link_options(fuzz_${name} PRIVATE -fsanitize=fuzzer)
+endforeach()

@@ -1,0 +1,5 @@
+# What the shipped binaries need of the system. (Filled in below: see danceflux_runtime_provider.)
+function(danceflux_runtime_provider target)
+endfunction()
+function(danceflux_runtime target)
+endfunction()
