@@ -1,0 +1,104 @@
+// The tape: while one is open, each op leaves a node (which tensors it read and made, and its gradient function); backward
+// walks the nodes in reverse. First-order only. Tensors are told apart by their identity (Tensor::id).
+#pragma once
+#include <functional>
+#include <initializer_list>
+#include <memory>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "core/tensor.h"
+
+namespace danceflux {
+
+/// What a gradient function sees: the gradients of its outputs, and a place for the gradients of its inputs.
+class Gradients {
+ public:
+  /// Gradient of output `i`; zeros if nothing flowed into it.
+  Tensor output(int i = 0);
+  /// True if a gradient flowed into output `i`.
+  bool has_output(int i) const;
+  /// Does anybody want the gradient of input `i`?
+  bool wanted(int i) const;
+  /// Adds `gradient` (of the input's shape) to the gradient of input `i`; does nothing if it is not wanted.
+  void add(int i, const Tensor& gradient);
+  /// A contiguous f32 tensor that already holds a sum for input `i`, so that an op may add in place; undefined if there is none. After
+  /// adding to it, do not call add().
+  Tensor accumulator(int i) const;
+
+ private:
+  friend class Tape;
+  struct State;
+  explicit Gradients(State& state) : state_(state) {}
+  State& state_;
+};
+
+using GradientFunction = std::function<void(Gradients&)>;
+
+class Tape {
+ public:
+  /// Opens a recording on this thread; the one that was open before is current again when this one ends.
+  Tape();
+  ~Tape();
+  Tape(const Tape&) = delete;
+  Tape& operator=(const Tape&) = delete;
+
+  /// The open recording of this thread, or null.
+  static Tape* current();
+
+  /// Asks for the gradient of `leaf`. With `into` (f32, contiguous, the leaf's shape) gradients are added there in place;
+  /// otherwise gradient() returns a new tensor.
+  void watch(const Tensor& leaf, const Tensor& into = {});
+  /// Does `tensor` depend on a watched leaf (or is it one)?
+  bool tracks(const Tensor& tensor) const;
+  /// Called by ops: notes a node if any input is tracked. `gradient` reads outputs by position in `outputs`, inputs likewise.
+  void record(const char* op, std::span<const Tensor> outputs, std::span<const Tensor> inputs, GradientFunction gradient);
+
+  /// Walks back from `roots`, whose gradients are `seeds`; consumes the nodes. One call per tape.
+  void backward(std::span<const Tensor> roots, std::span<const Tensor> seeds);
+  void backward(const Tensor& root, const Tensor& seed) { backward({&root, 1}, {&seed, 1}); }
+  /// The gradient of a watched leaf after backward; undefined if nothing flowed there.
+  Tensor gradient(const Tensor& leaf) const;
+  std::size_t nodes() const;
+
+ private:
+  friend std::vector<Tensor> checkpoint(std::function<std::vector<Tensor>(std::span<const Tensor>)>, std::vector<Tensor>);
+  struct Leaves;
+  struct Node;
+  explicit Tape(std::shared_ptr<Leaves> leaves);
+  void record_always(const char* op, std::span<const Tensor> outputs, std::span<const Tensor> inputs,
+                     GradientFunction gradient);
+
+  Tape* outer_;
+  std::shared_ptr<Leaves> leaves_;  // watched tensors that accumulate in place; shared with the tapes of checkpoints
+  std::vector<Node> nodes_;
+  std::unordered_map<std::uint64_t, bool> tracked_;  // true: a leaf watched by this tape alone
+  std::unordered_map<std::uint64_t, Tensor> gradients_;
+  friend class Gradients;
+};
+
+/// Ops on this thread leave no nodes while it lives.
+class NoRecording {
+ public:
+  NoRecording();
+  ~NoRecording();
+  NoRecording(const NoRecording&) = delete;
+  NoRecording& operator=(const NoRecording&) = delete;
+
+ private:
+  Tape* outer_;
+};
+
+/// Records nothing inside `block` and runs it again in backward: memory for the inputs only, at the price of a second forward. Leaves
+/// watched with `into` receive their gradients from inside the block. Without an open tape it just runs the block.
+std::vector<Tensor> checkpoint(std::function<std::vector<Tensor>(std::span<const Tensor>)> block, std::vector<Tensor> inputs);
+
+/// For ops with one output: records when a tape is open, and returns `out`.
+Tensor recorded(const char* op, const Tensor& out, std::initializer_list<Tensor> inputs, GradientFunction gradient);
+/// Would recorded() leave a node for these inputs? Ops ask before they save anything for backward.
+bool recording(std::initializer_list<Tensor> inputs);
+/// Is the gradient of this tensor wanted by the open tape?
+bool wants_gradient(const Tensor& tensor);
+
+}  // namespace danceflux
