@@ -1,8 +1,10 @@
-// Linked into the engine, the addon and the plugins so that what is built on a new system still loads on an old one.
+// Linked into the engine, the addon and the plugins so that what is built on a new system still loads on an
+// old one.
 //
-// Linking on glibc 2.36 takes the newest version of each symbol, so a binary asks for 2.36 though it would be content with
-// far older ones. Each row below defines the symbol hidden inside the binary and jumps to the oldest version that glibc
-// exports for it; what has no old version is written out. `scripts/check-glibc.mjs` lists what is still missing here.
+// Linking on glibc 2.36 takes the newest version of each symbol, so a binary asks for 2.36 though it would be
+// content with far older ones. Each row below defines the symbol hidden inside the binary and jumps to the
+// oldest version that glibc exports for it; what has no old version is written out. `scripts/check-glibc.mjs`
+// lists what is still missing here.
 #if __has_include(<features.h>)
 #include <features.h>
 #endif
@@ -26,10 +28,11 @@
 #endif
 
 // A section each, so that the linker drops the rows that a binary does not use.
-#define USE_VERSION(name, version)                                                                    \
+#define USE_VERSION(name, version)                                                                          \
   __asm__(".pushsection .text.oldest_" name ",\"ax\",%progbits\n.balign 16\n.globl " name "\n.hidden " name \
-          "\n.type " name ",%function\n" name ":\n" JUMP(name) ".size " name ", .-" name                  \
-          "\n.symver oldest_" name ", " name "@" version "\n.popsection\n")
+          "\n.type " name ",%function\n" name                                                               \
+          ":\n" JUMP(name) ".size " name ", .-" name "\n.symver oldest_" name ", " name "@" version         \
+                           "\n.popsection\n")
 #define USE_OLDEST(name) USE_VERSION(name, OLDEST)
 
 #if __GLIBC_PREREQ(2, 34)  // libpthread and libdl moved into libc
@@ -154,7 +157,8 @@ constexpr int kStatVersion = 0;
 int old_xstat(int version, const char* path, struct stat* out) __asm__("oldest___xstat");
 int old_lxstat(int version, const char* path, struct stat* out) __asm__("oldest___lxstat");
 int old_fxstat(int version, int file, struct stat* out) __asm__("oldest___fxstat");
-int old_fxstatat(int version, int folder, const char* path, struct stat* out, int flags) __asm__("oldest___fxstatat");
+int old_fxstatat(int version, int folder, const char* path, struct stat* out,
+                 int flags) __asm__("oldest___fxstatat");
 #if defined(__x86_64__)
 #define FXSTATAT_VERSION "GLIBC_2.4"
 #else
