@@ -1,0 +1,69 @@
+/** Builds the native addon from the sources in the package: what `danceflux build` does. */
+import { spawnSync } from "node:child_process";
+import { accessSync, constants } from "node:fs";
+import { createRequire } from "node:module";
+import { availableParallelism } from "node:os";
+import { delimiter, join } from "node:path";
+import { DanceError } from "./errors.js";
+import { findAddon, packageRoot } from "./native-loader.js";
+
+interface Tool {
+  what: string;
+  /** Any one of these programs will do. */
+  programs: string[];
+}
+
+const tools: Tool[] = [
+  { what: "a C++20 compiler", programs: ["g++", "clang++"] },
+  { what: "cmake", programs: ["cmake"] },
+  { what: "ninja or make", programs: ["ninja", "make"] },
+];
+
+function onPath(program: string): boolean {
+  return (process.env.PATH ?? "").split(delimiter).some((folder) => {
+    try {
+      accessSync(join(folder, program), constants.X_OK);
+      return true;
+    } catch {
+      return false;
+    }
+  });
+}
+
+/** What a build needs and this machine lacks, in words; empty when it can start. */
+export function missingBuildTools(root: string = packageRoot): string[] {
+  const missing = tools.filter(({ programs }) => !programs.some(onPath)).map(({ what }) => what);
+  const resolve = createRequire(join(root, "package.json")).resolve;
+  for (const name of ["cmake-js", "node-addon-api"]) {
+    try {
+      resolve(`${name}/package.json`);
+    } catch {
+      missing.push(`the npm package ${name} (npm install ${name}@8)`);
+    }
+  }
+  return missing;
+}
+
+/**
+ * Compiles the addon into `build/Release` of the package, where the loader prefers it to the shipped binary.
+ * Compiler output goes to stderr. Returns the path of the addon.
+ * Throws `ERR_BUILD` when a tool is missing (all of them are named) or the compiler fails.
+ */
+export function buildNative(root: string = packageRoot): string {
+  const missing = missingBuildTools(root);
+  if (missing.length > 0) {
+    throw new DanceError("ERR_BUILD", `build: expected ${missing.join(", ")}, got none`, {
+      hint: "on Debian and Ubuntu: apt-get install g++ cmake ninja-build",
+    });
+  }
+  const cmakeJs = createRequire(join(root, "package.json")).resolve("cmake-js/bin/cmake-js");
+  const args = [cmakeJs, "build", "-d", root, "-p", String(availableParallelism())];
+  const result = spawnSync(process.execPath, args, { cwd: root, stdio: ["ignore", 2, 2] });
+  const addon = findAddon(root);
+  if (result.status !== 0 || addon === undefined) {
+    throw new DanceError("ERR_BUILD", `build: cmake-js ended with status ${result.status}`, {
+      hint: "the compiler's words are above",
+    });
+  }
+  return addon;
+}

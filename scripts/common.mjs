@@ -1,0 +1,74 @@
+// What the scripts share. Node built-ins only: `npm test` and `npm run demo` start here before anything is installed.
+import { spawnSync } from "node:child_process";
+import { existsSync, readdirSync } from "node:fs";
+import { availableParallelism } from "node:os";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+export const root = dirname(dirname(fileURLToPath(import.meta.url)));
+export const bin = (name) => join(root, "node_modules", ".bin", name);
+export const inRoot = (...parts) => join(root, ...parts);
+
+/** Runs a program with inherited output; returns its exit status (1 when it could not start or died of a signal). */
+export function run(program, args, options = {}) {
+  const result = spawnSync(program, args, { cwd: root, stdio: "inherit", ...options });
+  if (result.error) console.error(`${program}: ${result.error.message}`);
+  return result.status ?? 1;
+}
+
+/** As run(), but a failure ends this process with the same status. */
+export function mustRun(program, args, options = {}) {
+  const status = run(program, args, options);
+  if (status !== 0) {
+    console.error(`failed (${status}): ${program} ${args.join(" ")}`);
+    process.exit(status);
+  }
+}
+
+/** Output of a program as text, or undefined when it failed. */
+export function outputOf(program, args, options = {}) {
+  const result = spawnSync(program, args, {
+    cwd: root,
+    encoding: "utf8",
+    maxBuffer: 1 << 28,
+    stdio: ["ignore", "pipe", "pipe"],
+    ...options,
+  });
+  return result.status === 0 ? result.stdout : undefined;
+}
+
+/** Installs the packages of the lock file where that has not been done (a fresh clone). */
+export function ensureInstalled() {
+  if (existsSync(inRoot("node_modules", ".package-lock.json"))) return;
+  console.error("installing packages (npm ci)");
+  // The build follows as a step of its own; scripts of other packages are not needed.
+  mustRun("npm", ["ci", "--ignore-scripts", "--no-audit", "--no-fund"]);
+}
+
+/** cmake-js build into build/ (outputs in build/Release); `definitions` are CMake variables. Incremental. */
+export function buildNative(definitions = {}) {
+  const defines = Object.entries(definitions).map(([key, value]) => `--CD${key}=${value}`);
+  mustRun(process.execPath, [
+    inRoot("node_modules", "cmake-js", "bin", "cmake-js"),
+    "build",
+    "-p",
+    String(availableParallelism()),
+    ...defines,
+  ]);
+}
+
+export function buildTypeScript() {
+  if (existsSync(inRoot("lib"))) mustRun(bin("tsc"), ["-p", "tsconfig.json"]);
+}
+
+/** All files below `folder` (relative to the root) for which `wanted(path)` holds, as paths relative to the root. */
+export function filesBelow(folder, wanted = () => true) {
+  if (!existsSync(inRoot(folder))) return [];
+  return readdirSync(inRoot(folder), { withFileTypes: true })
+    .flatMap((entry) => {
+      const path = `${folder}/${entry.name}`;
+      return entry.isDirectory() ? filesBelow(path, wanted) : [path];
+    })
+    .filter(wanted)
+    .sort();
+}
