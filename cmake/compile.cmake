@@ -1,7 +1,7 @@
 # How every source of the project is compiled.
 #
 # Results must be the same bits whatever the compiler finds profitable: it may not contract a*b+c on its own
-# (-ffp-contract=off; kernels that want FMA say so), and nothing here turns on -ffast-math. errno after sqrt and
+# (-ffp-contract=off; kernels that want FMA say so), and nothing here may reorder sums. errno after sqrt and
 # friends is read by nobody.
 function(danceflux_compile target)
   target_compile_options(${target} PRIVATE -fno-math-errno -ffp-contract=off -Wall -Wextra)
