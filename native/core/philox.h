@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <span>
+#include <string>
 
 namespace danceflux {
 
@@ -19,6 +20,8 @@ struct NoiseKey {
 /// Fills `out` with standard normals: element i depends on (key, i) only. Box-Muller with own polynomials, correctly the same bits on every
 /// machine (no libm, no contraction).
 void keyed_normal(const NoiseKey& key, std::span<float> out);
+/// Fills `out` with numbers uniform in [-1, 1), a pure function of (seed, name, position): how adapters are initialised.
+void keyed_uniform(std::span<float> out, std::uint64_t seed, const std::string& name);
 /// 64 random bits for (key, index).
 std::uint64_t keyed_bits(const NoiseKey& key, std::uint64_t index);
 
