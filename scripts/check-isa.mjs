@@ -11,7 +11,7 @@ const objects = filesBelow(`${build}/CMakeFiles`, (path) =>
 let failures = 0;
 for (const object of objects) {
   for (const line of (outputOf("nm", ["-C", "--defined-only", object]) ?? "").split("\n")) {
-    const [, kind, name] = /^[0-9a-f]* ([VWu]) (.*)$/.exec(line) ?? [];
+    const [, , name] = /^[0-9a-f]* ([VWu]) (.*)$/.exec(line) ?? [];
     // what lives in the instruction set's own namespace has a twin nowhere else
     if (name === undefined || /(^|[ :*&<(])danceflux::(cpu::)?isa_[a-z0-9]+::/.test(name)) continue;
     failures += 1;

@@ -58,8 +58,8 @@ for (const path of cpp) {
     const targetHouse = /^backend\/([^/]+)\//.exec(header)?.[1];
     if (targetHouse && targetHouse !== house)
       breach(path, line, `only native/backend/${targetHouse} includes ${header}`);
-    if (room === "addon" && target === "backend" && !/^backend\/(backend|registry)\.h$/.test(header))
-      breach(path, line, "the addon opens and names devices (registry.h, backend.h) and no more");
+    if (room === "addon" && target === "backend" && !/^backend\/(backend|registry|plugin)\.h$/.test(header))
+      breach(path, line, "the addon opens and names devices (registry.h, backend.h, plugin.h) and no more");
   });
   if (room !== "addon")
     grep(path, /#\s*include\s+[<"](napi|node_api|js_native_api|uv)\b/, (_, line) =>
