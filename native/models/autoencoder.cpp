@@ -45,8 +45,7 @@ Tensor as_f32(const Tensor& x) { return x.dtype() == DType::f32 ? x : ops::cast(
 
 }  // namespace
 
-// ---- blocks
-// ----------------------------------------------------------------------------------------------------------
+// ---- blocks ---------------------------------------------------------------------------------------------
 
 ResnetBlock::ResnetBlock(Module& parent, std::string name, int in, int out, int groups)
     : Module(parent, std::move(name)),
@@ -106,8 +105,7 @@ Tensor Level::operator()(const Tensor& x) const {
   return (*resample_)(next_ == Next::up ? ops::upsample_nearest_2x(h) : h);
 }
 
-// ---- encoder and decoder
-// ---------------------------------------------------------------------------------------------
+// ---- encoder and decoder --------------------------------------------------------------------------------
 
 AutoencoderEncoder::AutoencoderEncoder(Module& parent, const AutoencoderConfig& config)
     : Module(parent, "encoder"),
@@ -151,8 +149,7 @@ Tensor AutoencoderDecoder::operator()(const Tensor& latents) const {
   return conv_out_(conv_norm_out_.silu(h));
 }
 
-// ---- the whole
-// -------------------------------------------------------------------------------------------------------
+// ---- the whole ------------------------------------------------------------------------------------------
 
 AutoencoderKL::AutoencoderKL(const AutoencoderConfig& config) : config_(config) {
   require(!config.block_out_channels.empty(), "ERR_SHAPE",

@@ -23,8 +23,7 @@ Tensor unit_rows(const Tensor& x) {
   return ops::mul(x, ops::unary(UnaryOp::rsqrt, squares));
 }
 
-// ---- a block of either tower
-// -----------------------------------------------------------------------------------------
+// ---- a block of either tower ----------------------------------------------------------------------------
 
 ClipBlock::ClipBlock(Module& parent, std::string name, const ClipBlockConfig& config)
     : Module(parent, std::move(name)),
@@ -60,8 +59,7 @@ Tensor ClipBlock::operator()(const Tensor& x, bool causal) const {
   return ops::add(y, fc2_(fc1_.activated(config_.hidden_act, layer_norm2_(y))));
 }
 
-// ---- text
-// ------------------------------------------------------------------------------------------------------------
+// ---- text -----------------------------------------------------------------------------------------------
 
 ClipText::ClipText(const ClipTextConfig& config)
     : config_(config),
@@ -104,8 +102,7 @@ ClipText::Output ClipText::forward(const nn::TokenIds& ids) const {
   return {as_f32(hidden), as_f32(pooled), text_projection_ ? as_f32((*text_projection_)(pooled)) : Tensor()};
 }
 
-// ---- vision
-// ----------------------------------------------------------------------------------------------------------
+// ---- vision ---------------------------------------------------------------------------------------------
 
 ClipVision::ClipVision(const ClipVisionConfig& config)
     : config_(config),
@@ -150,8 +147,7 @@ ClipVision::Output ClipVision::forward(const Tensor& images) const {
   return {as_f32(x), as_f32(pooled), visual_projection_ ? as_f32((*visual_projection_)(pooled)) : Tensor()};
 }
 
-// ---- both
-// ------------------------------------------------------------------------------------------------------------
+// ---- both -----------------------------------------------------------------------------------------------
 
 ClipModel::ClipModel(const ClipTextConfig& text_config, const ClipVisionConfig& vision_config)
     : text(text_config), vision(vision_config) {

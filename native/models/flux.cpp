@@ -70,8 +70,7 @@ Embedder::Embedder(Module& parent, std::string name, std::int64_t in, std::int64
 
 Tensor Embedder::operator()(const Tensor& x) const { return linear_2(linear_1.activated(UnaryOp::silu, x)); }
 
-// ---- double block
-// ----------------------------------------------------------------------------------------------------
+// ---- double block ---------------------------------------------------------------------------------------
 
 struct Stream::Names {
   const char *modulation, *q, *k, *v, *norm_q, *norm_k, *out, *ff_in, *ff_out;
@@ -127,8 +126,7 @@ DoubleBlock::Tokens DoubleBlock::operator()(const Tokens& tokens, const Tokens& 
   return {image.add_mlp(x, image_mods[1]), saturated(text.add_mlp(c, text_mods[1]))};
 }
 
-// ---- single block
-// ----------------------------------------------------------------------------------------------------
+// ---- single block ---------------------------------------------------------------------------------------
 
 SingleBlock::SingleBlock(Module& parent, std::string name, const FluxConfig& config)
     : Module(parent, std::move(name)),
@@ -154,8 +152,7 @@ Tensor SingleBlock::operator()(const Tensor& x, const Tensor& modulation, const 
   return saturated(ops::gated_residual(x, m.gate, proj_out_(ops::concat(both, 2))));
 }
 
-// ---- the whole
-// -------------------------------------------------------------------------------------------------------
+// ---- the whole ------------------------------------------------------------------------------------------
 
 FluxTransformer::FluxTransformer(const FluxConfig& config)
     : config_(config),

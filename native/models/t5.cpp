@@ -18,8 +18,7 @@ int t5_bucket(int relative, int buckets, int max_distance) {
   return base + std::min(far, side - 1);
 }
 
-// ---- one block
-// -------------------------------------------------------------------------------------------------------
+// ---- one block ------------------------------------------------------------------------------------------
 
 T5Block::T5Block(Module& parent, std::string name, const T5Config& config)
     : Module(parent, std::move(name)),
@@ -50,8 +49,7 @@ Tensor T5Block::operator()(const Tensor& x, const Tensor& position_bias) const {
   return ops::add(y, wo_(ops::mul(ops::unary(UnaryOp::gelu_tanh, wi[0]), wi[1])));
 }
 
-// ---- the encoder
-// -----------------------------------------------------------------------------------------------------
+// ---- the encoder ----------------------------------------------------------------------------------------
 
 T5Encoder::T5Encoder(const T5Config& config)
     : config_(config),

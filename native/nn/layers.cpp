@@ -13,8 +13,7 @@ Tensor value_or_none(const std::shared_ptr<Parameter>& parameter) {
 
 }  // namespace
 
-// ---- Linear: forward
-// -------------------------------------------------------------------------------------------------
+// ---- Linear: forward ------------------------------------------------------------------------------------
 
 Linear::Linear(Module& parent, std::string name, std::int64_t in, std::int64_t out, bool bias)
     : Module(parent, std::move(name)), parts_{{"", out}}, in_(in) {
@@ -56,8 +55,7 @@ std::vector<Tensor> Linear::parts(const Tensor& x) const {
   return outputs;
 }
 
-// ---- Linear: adapters
-// ------------------------------------------------------------------------------------------------
+// ---- Linear: adapters -----------------------------------------------------------------------------------
 
 void Linear::add_adapter_effects(std::vector<Tensor>& outputs, const Tensor& x) const {
   const Tensor inner = ops::linear(x, activation(a_->value), {});
@@ -112,8 +110,7 @@ void Linear::merge_adapters() {
   remove_adapters();
 }
 
-// ---- norms, convolution, tables
-// --------------------------------------------------------------------------------------
+// ---- norms, convolution, tables -------------------------------------------------------------------------
 
 LayerNorm::LayerNorm(Module& parent, std::string name, std::int64_t width, float eps)
     : Module(parent, std::move(name)), eps_(eps) {

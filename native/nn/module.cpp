@@ -20,8 +20,7 @@ Tensor NamedParameter::gradient() const {
   return parameter->gradient ? parameter->gradient.narrow(0, row, rows).view(shape) : Tensor();
 }
 
-// ---- the tree
-// --------------------------------------------------------------------------------------------------------
+// ---- the tree -------------------------------------------------------------------------------------------
 
 Module::Module(Module& parent, std::string name) { parent.children_.push_back({std::move(name), this}); }
 
@@ -99,8 +98,7 @@ std::size_t Module::parameter_count() const {
   return count;
 }
 
-// ---- where they live
-// -------------------------------------------------------------------------------------------------
+// ---- where they live ------------------------------------------------------------------------------------
 
 void Module::allocate(Parameter& parameter) const {
   const DType dtype = parameter.kind == ParameterKind::matrix ? storage_ : DType::f32;
@@ -149,8 +147,7 @@ Tensor Module::activation(const Tensor& x) const {
   return x.dtype() == dtype ? x : ops::cast(x, dtype);
 }
 
-// ---- which of them train
-// ---------------------------------------------------------------------------------------------
+// ---- which of them train --------------------------------------------------------------------------------
 
 void Module::set_trainable(const std::function<bool(const std::string& name)>& wanted) {
   for_each_stored([](Parameter& parameter) { parameter.trainable = false; });
