@@ -1,0 +1,34 @@
+#include "io/mapped_file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "core/error.h"
+
+namespace danceflux::io {
+
+MappedFile::MappedFile(const std::string& path) {
+  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  require(file >= 0, "ERR_FILE", path, ": cannot be opened: ", std::strerror(errno));
+  struct stat info {};
+  const bool regular = ::fstat(file, &info) == 0 && S_ISREG(info.st_mode) && info.st_size > 0;
+  void* mapped = MAP_FAILED;
+  if (regular) mapped = ::mmap(nullptr, static_cast<std::size_t>(info.st_size), PROT_READ, MAP_PRIVATE, file, 0);
+  const int reason = errno;
+  ::close(file);
+  require(regular, "ERR_FILE", path, ": expected a file that is not empty");
+  require(mapped != MAP_FAILED, "ERR_FILE", path, ": cannot be mapped: ", std::strerror(reason));
+  data_ = static_cast<const std::byte*>(mapped);
+  size_ = static_cast<std::size_t>(info.st_size);
+}
+
+MappedFile::~MappedFile() {
+  if (data_) ::munmap(const_cast<std::byte*>(data_), size_);
+}
+
+}  // namespace danceflux::io
