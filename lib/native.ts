@@ -83,15 +83,16 @@ export interface NativeModel {
   missing(): string[];
   /** Reads tensors from safetensors or `.pt` files straight into the parameters. Non-finite numbers: `ERR_WEIGHTS`. */
   load(items: LoadItem[]): NativeJob<void>;
-  /** The parameters named here train, all others are frozen; allocates or frees their gradients. */
-  setTrainable(names: string[]): void;
+  /** The parameters named here train, all others are frozen. */
+  setTrainable(names: string[]): NativeJob<void>;
   zeroGradients(): NativeJob<void>;
-  /** Numbers of a parameter, of its gradient, or of its EMA, as f32. */
+  /** Numbers of a parameter or of its gradient, as f32. */
   read(name: string, what: "value" | "gradient"): NativeJob<Float32Array>;
   write(name: string, values: Float32Array): NativeJob<void>;
   /** Writes parameters as safetensors, atomically (temporary name, sync, rename). */
   save(path: string, options: SaveOptions): NativeJob<void>;
-  addLora(options: LoraNative): void;
+  /** Adds parameters `<module>.lora_A.weight` [rank, in] and `.lora_B.weight` [out, rank]; frozen until setTrainable() names them. */
+  addLora(options: LoraNative): NativeJob<void>;
   dispose(): void;
 }
 
@@ -325,8 +326,8 @@ export interface NativeBinding {
   inspectFile(path: string): { tensors: TensorInfo[]; metadata: Record<string, string> };
   /** Reads one tensor of a file as f32. */
   readTensor(path: string, name: string): { shape: number[]; values: Float32Array };
-  /** Tensors and bytes alive now, over all devices: what tests look for leaks with. */
-  liveHandles(): { tensors: number; models: number; optimizers: number; devices: number };
+  /** Handles alive now, over all devices, and how many the garbage collector had to clean up: what tests look for leaks with. */
+  liveHandles(): { tensors: number; models: number; optimizers: number; devices: number; collected: number };
   /** Stops all jobs and joins all threads; idempotent. */
   shutdown(): void;
 }

@@ -1,0 +1,12 @@
+// What the door offers without a device: generators, files, what was found on this machine.
+#pragma once
+#include <napi.h>
+
+namespace danceflux::addon {
+
+class TorchGeneratorWrap;
+
+/// Adds createTorchGenerator, keyedNormal, inspectFile, readTensor, probeBackends, liveHandles and shutdown to `exports`.
+void define_host_functions(Napi::Env env, Napi::Object exports);
+
+}  // namespace danceflux::addon
