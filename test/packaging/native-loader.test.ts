@@ -68,7 +68,7 @@ describe("a load failure explains itself", () => {
       "an empty clone",
       { tried: undefined, clone: true },
       {},
-      /nothing has been built yet[^]*npm run build:native/,
+      /nothing has been built yet.*npm run build:native/s,
     ],
     ["a package without a binary", { tried: undefined }, {}, /holds no binary for this machine/],
   ] as [string, Partial<LoadFailure>, Partial<HostFacts>, RegExp][])(
@@ -115,7 +115,7 @@ describe("looking for the addon", () => {
       expect.objectContaining({
         code: "ERR_NATIVE_LOAD",
         message: expect.stringMatching(
-          /danceflux\.node: does not open[^]*prebuilds[^]*not there[^]*the loader says: /,
+          /danceflux\.node: does not open.*prebuilds.*not there.*the loader says: /s,
         ),
       }),
     );
