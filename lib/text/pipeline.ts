@@ -3,6 +3,7 @@
 import { type AddedToken, LiteralFinder } from "./added_tokens.js";
 import type { Normalizer } from "./normalizers.js";
 import type { Piece, PreTokenizer } from "./pre_tokenizers.js";
+import { firstFreeId } from "./settings.js";
 import { wellFormed } from "./unicode.js";
 
 /** A model maps one piece to ids and knows its symbols. */
@@ -51,10 +52,7 @@ export class Pipeline {
 
   /** One more than the largest id: the rows that an embedding table must have. */
   get vocabSize(): number {
-    let largest = -1;
-    for (const id of this.#parts.model.vocab.values()) if (id > largest) largest = id;
-    for (const id of this.#addedIds.values()) if (id > largest) largest = id;
-    return largest + 1;
+    return Math.max(firstFreeId(this.#parts.model.vocab.values()), firstFreeId(this.#addedIds.values()));
   }
 
   /** Ids of the text alone, without prefix and suffix. */

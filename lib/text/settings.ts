@@ -134,6 +134,12 @@ export async function readSettings(folder: string): Promise<Settings> {
   };
 }
 
+export function firstFreeId(ids: Iterable<number>): number {
+  let next = 0;
+  for (const id of ids) if (id >= next) next = id + 1;
+  return next;
+}
+
 /**
  * All literal tokens with their ids: the model's own, or the next free one.
  *
@@ -147,8 +153,7 @@ export function addedTokens(
   extra: readonly TokenSpec[] = [],
 ): AddedToken[] {
   const tokens = new Map(base.map((token) => [token.content, token]));
-  let next = 0;
-  for (const id of [...vocab.values(), ...base.map((token) => token.id)]) if (id >= next) next = id + 1;
+  let next = Math.max(firstFreeId(vocab.values()), firstFreeId(base.map((token) => token.id)));
   const add = (spec: TokenSpec): void => {
     const id = tokens.get(spec.content)?.id ?? vocab.get(spec.content) ?? next++;
     tokens.set(spec.content, { ...spec, id });

@@ -19,7 +19,7 @@ import {
 import { buildNormalizer } from "./normalizers.js";
 import { type PieceModel, Pipeline } from "./pipeline.js";
 import { buildPreTokenizer } from "./pre_tokenizers.js";
-import { addedTokens, readTokenSpec, type Settings } from "./settings.js";
+import { addedTokens, firstFreeId, readTokenSpec, type Settings } from "./settings.js";
 import { type ScoredPiece, Unigram } from "./unigram.js";
 
 /** A vocabulary object: symbol -> id. */
@@ -148,12 +148,17 @@ function readPostProcessor(value: Json | undefined, where: string, depth = 0): W
   }
 }
 
+/** Added tokens have the model's id, or the next one behind the vocabulary in the order of the file. */
 function readAddedTokens(value: Json | undefined, model: PieceModel, where: string): AddedToken[] {
+  let next = firstFreeId(model.vocab.values());
   return asArray(value ?? [], where).map((entry, i) => {
     const place = `${where}[${i}]`;
     const id = asTokenId(asObject(entry, place).id, `${place}.id`);
     const spec = readTokenSpec(entry, place, false);
-    return { ...spec, id: model.vocab.get(spec.content) ?? id };
+    const wanted = model.vocab.get(spec.content) ?? next++;
+    if (id !== wanted)
+      throw tokenizerError(`${place}.id`, `expected ${wanted} for ${describe(spec.content)}, got ${id}`);
+    return { ...spec, id };
   });
 }
 
