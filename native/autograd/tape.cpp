@@ -1,5 +1,6 @@
 #include "autograd/tape.h"
 
+#include "autograd/tape_parts.h"
 #include "backend/backend.h"
 #include "core/error.h"
 
@@ -8,58 +9,31 @@ namespace {
 
 thread_local Tape* current_tape = nullptr;
 
-/// A gradient on its way: `owned` says that nobody else holds the tensor, so it may be added to in place.
-struct Slot {
-  Tensor sum;
-  bool owned = false;
-};
+void add_in_place(const Tensor& sum, const Tensor& term) {
+  Backend& device = backend_of(sum);
+  if (term.dtype() == sum.dtype()) return device.binary(BinaryOp::add, sum, sum, term, 1);
+  const Tensor same = device.empty(term.shape(), sum.dtype());
+  device.copy(same, term);
+  device.binary(BinaryOp::add, sum, sum, same, 1);
+}
 
-void add_in_place(const Tensor& sum, const Tensor& term) { backend_of(sum).binary(BinaryOp::add, sum, sum, term, 1); }
-
-void accumulate(Slot& slot, const Tensor& term) {
-  if (!slot.sum) {
-    slot.sum = term;
-    return;
-  }
-  if (!slot.owned) {
+/// Adds `term` to the sum; reuses whichever of the two memories nobody else holds.
+void accumulate(Tensor& sum, bool& sum_owned, const Tensor& term, bool term_owned) {
+  if (!sum) {
+    sum = term;
+    sum_owned = term_owned;
+  } else if (sum_owned) {
+    add_in_place(sum, term);
+  } else {
     Backend& device = backend_of(term);
-    const Tensor fresh = device.empty(term.shape(), DType::f32);
-    device.binary(BinaryOp::add, fresh, slot.sum, term, 1);
-    slot = {fresh, true};
-    return;
+    const Tensor total = term_owned ? term : device.empty(term.shape(), term.dtype());
+    device.binary(BinaryOp::add, total, sum, term, 1);
+    sum = total;
+    sum_owned = true;
   }
-  add_in_place(slot.sum, term);
 }
 
 }  // namespace
-
-struct Tape::Leaves {
-  std::unordered_map<std::uint64_t, Tensor> into;
-};
-
-/// What is left of an output: holding the tensor itself would keep its memory until backward, needed or not.
-struct OutputTrace {
-  explicit OutputTrace(const Tensor& out)
-      : id(out.id()), shape(out.shape()), dtype(out.dtype()), device(out.storage()->shared_device()) {}
-  std::uint64_t id;
-  Shape shape;
-  DType dtype;
-  std::shared_ptr<Device> device;
-};
-
-struct Tape::Node {
-  const char* op;
-  std::vector<OutputTrace> outputs;
-  std::vector<std::uint64_t> inputs;
-  GradientFunction gradient;
-};
-
-struct Gradients::State {
-  const Tape& tape;
-  const Tape::Node& node;
-  std::unordered_map<std::uint64_t, Slot>& slots;
-  const std::unordered_map<std::uint64_t, Tensor>& into;
-};
 
 bool Gradients::has_output(int i) const {
   return state_.slots.contains(state_.node.outputs.at(static_cast<std::size_t>(i)).id);
@@ -76,8 +50,7 @@ Tensor Gradients::output(int i) {
 }
 
 bool Gradients::wanted(int i) const {
-  const std::uint64_t id = state_.node.inputs.at(static_cast<std::size_t>(i));
-  return state_.tape.tracked_.contains(id) || state_.into.contains(id);
+  return state_.tape.tracked_id(state_.node.inputs.at(static_cast<std::size_t>(i)));
 }
 
 Tensor Gradients::accumulator(int i) const {
@@ -92,30 +65,63 @@ Tensor Gradients::accumulator(int i) const {
 void Gradients::add(int i, const Tensor& gradient) {
   if (!wanted(i)) return;
   const std::uint64_t id = state_.node.inputs[static_cast<std::size_t>(i)];
-  if (const auto leaf = state_.into.find(id); leaf != state_.into.end()) return add_in_place(leaf->second, gradient);
-  accumulate(state_.slots[id], gradient);
+  if (const auto leaf = state_.into.find(id); leaf != state_.into.end())
+    return add_in_place(leaf->second, gradient);
+  Tape::Slot& slot = state_.slots[id];
+  accumulate(slot.sum, slot.owned, gradient, false);
 }
 
-Tape::Tape() : Tape(std::make_shared<Leaves>()) {}
+void Gradients::add(int i, Tensor&& gradient) {
+  if (!wanted(i)) return;
+  const std::uint64_t id = state_.node.inputs[static_cast<std::size_t>(i)];
+  if (const auto leaf = state_.into.find(id); leaf != state_.into.end())
+    return add_in_place(leaf->second, gradient);
+  const Tensor given = std::move(gradient);
+  Tape::Slot& slot = state_.slots[id];
+  // Views and tensors that are saved somewhere have other holders; a broadcast view must not be written
+  // either way.
+  accumulate(slot.sum, slot.owned, given, given.storage().use_count() == 1 && given.is_contiguous());
+}
 
-Tape::Tape(std::shared_ptr<Leaves> leaves) : outer_(current_tape), leaves_(std::move(leaves)) { current_tape = this; }
+Tape::Tape() : outer_(current_tape), leaves_(std::make_shared<Leaves>()) { current_tape = this; }
+
+Tape::Tape(const Tape* replayed) : outer_(current_tape), replayed_(replayed), leaves_(replayed->leaves_) {
+  current_tape = this;
+}
 
 Tape::~Tape() { current_tape = outer_; }
 
 Tape* Tape::current() { return current_tape; }
 
 void Tape::watch(const Tensor& leaf, const Tensor& into) {
+  require(leaf.defined(), "ERR_SHAPE", "watch: expected a tensor, got none");
   if (!into) {
     tracked_[leaf.id()] = true;
     return;
   }
-  require(into.shape() == leaf.shape() && into.dtype() == DType::f32 && into.is_contiguous(), "ERR_SHAPE",
-          "watch: expected a contiguous f32 gradient of shape ", leaf.shape(), ", got ", into.shape());
+  require(into.shape() == leaf.shape(), "ERR_SHAPE", "watch: expected a gradient of shape ", leaf.shape(),
+          ", got ", into.shape());
+  require(into.dtype() == DType::f32 && into.is_contiguous(), "ERR_DTYPE",
+          "watch: expected a contiguous f32 gradient, got ", name_of(into.dtype()), " with strides ",
+          into.strides());
   leaves_->into[leaf.id()] = into;
 }
 
+bool Tape::tracked_id(std::uint64_t id) const {
+  return tracked_.contains(id) || (!leaves_->into.empty() && leaves_->into.contains(id));
+}
+
 bool Tape::tracks(const Tensor& tensor) const {
-  return tracked_.contains(tensor.id()) || leaves_->into.contains(tensor.id());
+  if (tracked_id(tensor.id())) return true;
+  // A block that is run again gets its inputs under new identities. One that it still knows by the old was
+  // reached from outside, and its gradient would be lost without a word.
+  for (const Tape* tape = replayed_; tape; tape = tape->replayed_) {
+    require(
+        !tape->tracked_.contains(tensor.id()), "ERR_TAPE",
+        "checkpoint: expected every tracked tensor that the block reads among its inputs, got one of shape ",
+        tensor.shape(), " from outside");
+  }
+  return false;
 }
 
 void Tape::record(const char* op, std::span<const Tensor> outputs, std::span<const Tensor> inputs,
@@ -128,22 +134,16 @@ void Tape::record(const char* op, std::span<const Tensor> outputs, std::span<con
 void Tape::record_always(const char* op, std::span<const Tensor> outputs, std::span<const Tensor> inputs,
                          GradientFunction gradient) {
   std::vector<std::uint64_t> ids;
+  ids.reserve(inputs.size());
   for (const Tensor& input : inputs) ids.push_back(input.id());
   for (const Tensor& output : outputs) tracked_.emplace(output.id(), false);
   nodes_.push_back({op, {outputs.begin(), outputs.end()}, std::move(ids), std::move(gradient)});
 }
 
-void Tape::backward(std::span<const Tensor> roots, std::span<const Tensor> seeds) {
-  require(roots.size() == seeds.size(), "ERR_SHAPE", "backward: expected ", roots.size(), " seeds, got ", seeds.size());
+void Tape::walk(Slots& slots) {
   const NoRecording quiet;
-  std::unordered_map<std::uint64_t, Slot> slots;
-  for (std::size_t i = 0; i < roots.size(); ++i) {
-    require(roots[i].shape() == seeds[i].shape(), "ERR_SHAPE", "backward: expected a seed of shape ", roots[i].shape(),
-            ", got ", seeds[i].shape());
-    accumulate(slots[roots[i].id()], seeds[i]);
-  }
   while (!nodes_.empty()) {
-    const Node node = std::move(nodes_.back());
+    const Node node = std::move(nodes_.back());  // dies at the end of the round, and what it saved with it
     nodes_.pop_back();
     bool reached = false;
     for (const OutputTrace& output : node.outputs) reached = reached || slots.contains(output.id);
@@ -156,8 +156,67 @@ void Tape::backward(std::span<const Tensor> roots, std::span<const Tensor> seeds
       if (tracked == tracked_.end() || !tracked->second) slots.erase(output.id);
     }
   }
+}
+
+void Tape::backward(std::span<const Tensor> roots, std::span<const Tensor> seeds) {
+  require(roots.size() == seeds.size(), "ERR_SHAPE", "backward: expected ", roots.size(), " seeds, got ",
+          seeds.size());
+  Slots slots;
+  for (std::size_t i = 0; i < roots.size(); ++i) {
+    require(roots[i].shape() == seeds[i].shape(), "ERR_SHAPE", "backward: expected a seed of shape ",
+            roots[i].shape(), ", got ", seeds[i].shape());
+    if (const auto leaf = leaves_->into.find(roots[i].id()); leaf != leaves_->into.end()) {
+      add_in_place(leaf->second, seeds[i]);
+      continue;
+    }
+    Slot& slot = slots[roots[i].id()];
+    accumulate(slot.sum, slot.owned, seeds[i], false);
+  }
+  walk(slots);
   for (const auto& [id, is_leaf] : tracked_) {
     if (const auto slot = slots.find(id); is_leaf && slot != slots.end()) gradients_[id] = slot->second.sum;
+  }
+}
+
+void Tape::replay(const Block& block, std::span<const Tensor> inputs, Gradients& gradients) {
+  Gradients::State& outer = gradients.state_;
+  Tape tape(&outer.tape);
+  Slots slots;
+  std::vector<Tensor> fresh;
+  std::unordered_map<std::uint64_t, std::uint64_t> old_id;  // of each fresh input
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    const Tensor& input = inputs[i];
+    std::size_t first = 0;  // a tensor that comes twice stays one
+    while (inputs[first].id() != input.id()) ++first;
+    if (first < i || !input || outer.into.contains(input.id())) {
+      fresh.push_back(first < i ? fresh[first] : input);
+      continue;
+    }
+    fresh.push_back(input.detach());
+    if (!gradients.wanted(static_cast<int>(i))) continue;
+    tape.watch(fresh[i]);
+    old_id[fresh[i].id()] = input.id();
+    // The sum so far moves in and comes back, so that terms are added in the same order as without a replay.
+    if (const auto slot = outer.slots.find(input.id()); slot != outer.slots.end()) {
+      slots[fresh[i].id()] = std::move(slot->second);
+      outer.slots.erase(slot);
+    }
+  }
+  const std::vector<Tensor> outputs = block(fresh);
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    if (!gradients.has_output(static_cast<int>(i))) continue;
+    const Tensor seed = gradients.output(static_cast<int>(i));
+    if (const auto leaf = outer.into.find(outputs[i].id()); leaf != outer.into.end()) {
+      add_in_place(leaf->second, seed);
+      continue;
+    }
+    Slot& slot = slots[outputs[i].id()];
+    accumulate(slot.sum, slot.owned, seed, false);
+  }
+  tape.walk(slots);
+  for (const auto& [fresh_id, id] : old_id) {
+    if (const auto slot = slots.find(fresh_id); slot != slots.end())
+      outer.slots[id] = std::move(slot->second);
   }
 }
 
@@ -173,8 +232,10 @@ NoRecording::NoRecording() : outer_(current_tape) { current_tape = nullptr; }
 
 NoRecording::~NoRecording() { current_tape = outer_; }
 
-Tensor recorded(const char* op, const Tensor& out, std::initializer_list<Tensor> inputs, GradientFunction gradient) {
-  if (Tape* tape = Tape::current()) tape->record(op, {&out, 1}, {inputs.begin(), inputs.size()}, std::move(gradient));
+Tensor recorded(const char* op, const Tensor& out, std::initializer_list<Tensor> inputs,
+                GradientFunction gradient) {
+  if (Tape* tape = Tape::current())
+    tape->record(op, {&out, 1}, {inputs.begin(), inputs.size()}, std::move(gradient));
   return out;
 }
 

@@ -1,5 +1,6 @@
-// The tape: while one is open, each op leaves a node (which tensors it read and made, and its gradient function); backward
-// walks the nodes in reverse. First-order only. Tensors are told apart by their identity (Tensor::id).
+// The tape: while one is open, each op leaves a node (which tensors it read and made, and its gradient
+// function); backward walks the nodes in reverse. First-order only. Tensors are told apart by their identity
+// (Tensor::id).
 #pragma once
 #include <functional>
 #include <initializer_list>
@@ -15,6 +16,9 @@ namespace danceflux {
 /// What a gradient function sees: the gradients of its outputs, and a place for the gradients of its inputs.
 class Gradients {
  public:
+  struct State;
+  explicit Gradients(State& state) : state_(state) {}
+
   /// Gradient of output `i`; zeros if nothing flowed into it.
   Tensor output(int i = 0);
   /// True if a gradient flowed into output `i`.
@@ -23,18 +27,20 @@ class Gradients {
   bool wanted(int i) const;
   /// Adds `gradient` (of the input's shape) to the gradient of input `i`; does nothing if it is not wanted.
   void add(int i, const Tensor& gradient);
-  /// A contiguous f32 tensor that already holds a sum for input `i`, so that an op may add in place; undefined if there is none. After
-  /// adding to it, do not call add().
+  /// The same for a tensor that its maker gives away: its memory may become the sum.
+  void add(int i, Tensor&& gradient);
+  /// A contiguous f32 tensor that already holds a sum for input `i`, so that an op may add in place;
+  /// undefined if there is none. After adding to it, do not call add().
   Tensor accumulator(int i) const;
 
  private:
   friend class Tape;
-  struct State;
-  explicit Gradients(State& state) : state_(state) {}
   State& state_;
 };
 
 using GradientFunction = std::function<void(Gradients&)>;
+/// A piece of a model as a function of its inputs.
+using Block = std::function<std::vector<Tensor>(std::span<const Tensor>)>;
 
 class Tape {
  public:
@@ -47,35 +53,49 @@ class Tape {
   /// The open recording of this thread, or null.
   static Tape* current();
 
-  /// Asks for the gradient of `leaf`. With `into` (f32, contiguous, the leaf's shape) gradients are added there in place;
-  /// otherwise gradient() returns a new tensor.
+  /// Asks for the gradient of `leaf`. With `into` (f32, contiguous, the leaf's shape) gradients are added
+  /// there in place; otherwise gradient() returns a new tensor.
   void watch(const Tensor& leaf, const Tensor& into = {});
   /// Does `tensor` depend on a watched leaf (or is it one)?
   bool tracks(const Tensor& tensor) const;
-  /// Called by ops: notes a node if any input is tracked. `gradient` reads outputs by position in `outputs`, inputs likewise.
-  void record(const char* op, std::span<const Tensor> outputs, std::span<const Tensor> inputs, GradientFunction gradient);
+  /// Called by ops: notes a node if any input is tracked. `gradient` reads outputs by position in `outputs`,
+  /// inputs likewise.
+  void record(const char* op, std::span<const Tensor> outputs, std::span<const Tensor> inputs,
+              GradientFunction gradient);
 
   /// Walks back from `roots`, whose gradients are `seeds`; consumes the nodes. One call per tape.
   void backward(std::span<const Tensor> roots, std::span<const Tensor> seeds);
   void backward(const Tensor& root, const Tensor& seed) { backward({&root, 1}, {&seed, 1}); }
-  /// The gradient of a watched leaf after backward; undefined if nothing flowed there.
+  /// The gradient of a watched leaf after backward; undefined if nothing flowed there (with `into`: always
+  /// `into`).
   Tensor gradient(const Tensor& leaf) const;
   std::size_t nodes() const;
 
+  /// Adds the gradient of `block` at `inputs`, found by running it again on a tape of its own. `gradients`
+  /// belongs to a node with the block's outputs and inputs. What a checkpoint does in backward, and a fused
+  /// op whose backward kernel was declined.
+  static void replay(const Block& block, std::span<const Tensor> inputs, Gradients& gradients);
+
  private:
-  friend std::vector<Tensor> checkpoint(std::function<std::vector<Tensor>(std::span<const Tensor>)>, std::vector<Tensor>);
+  friend std::vector<Tensor> checkpoint(Block block, std::vector<Tensor> inputs);
+  friend class Gradients;
   struct Leaves;
   struct Node;
-  explicit Tape(std::shared_ptr<Leaves> leaves);
+  struct Slot;
+  using Slots = std::unordered_map<std::uint64_t, Slot>;
+  explicit Tape(const Tape* replayed);
   void record_always(const char* op, std::span<const Tensor> outputs, std::span<const Tensor> inputs,
                      GradientFunction gradient);
+  bool tracked_id(std::uint64_t id) const;
+  void walk(Slots& slots);
 
   Tape* outer_;
-  std::shared_ptr<Leaves> leaves_;  // watched tensors that accumulate in place; shared with the tapes of checkpoints
+  const Tape* replayed_ = nullptr;  // the tape whose node is being run again on this one
+  std::shared_ptr<Leaves>
+      leaves_;  // watched tensors that accumulate in place; shared with the tapes of replays
   std::vector<Node> nodes_;
   std::unordered_map<std::uint64_t, bool> tracked_;  // true: a leaf watched by this tape alone
   std::unordered_map<std::uint64_t, Tensor> gradients_;
-  friend class Gradients;
 };
 
 /// Ops on this thread leave no nodes while it lives.
@@ -90,12 +110,15 @@ class NoRecording {
   Tape* outer_;
 };
 
-/// Records nothing inside `block` and runs it again in backward: memory for the inputs only, at the price of a second forward. Leaves
-/// watched with `into` receive their gradients from inside the block. Without an open tape it just runs the block.
-std::vector<Tensor> checkpoint(std::function<std::vector<Tensor>(std::span<const Tensor>)> block, std::vector<Tensor> inputs);
+/// Records nothing inside `block` and runs it again in backward: memory for the inputs only, at the price of
+/// a second forward. Gradients are the same, bit for bit. Leaves watched with `into` may be reached from
+/// inside the block; every other tracked tensor must be among `inputs` (ERR_TAPE in backward otherwise).
+/// Without an open tape it just runs the block.
+std::vector<Tensor> checkpoint(Block block, std::vector<Tensor> inputs);
 
 /// For ops with one output: records when a tape is open, and returns `out`.
-Tensor recorded(const char* op, const Tensor& out, std::initializer_list<Tensor> inputs, GradientFunction gradient);
+Tensor recorded(const char* op, const Tensor& out, std::initializer_list<Tensor> inputs,
+                GradientFunction gradient);
 /// Would recorded() leave a node for these inputs? Ops ask before they save anything for backward.
 bool recording(std::initializer_list<Tensor> inputs);
 /// Is the gradient of this tensor wanted by the open tape?
