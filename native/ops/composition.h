@@ -1,0 +1,22 @@
+// How a fused op uses its definition.
+#pragma once
+#include <initializer_list>
+#include <utility>
+#include <vector>
+
+#include "autograd/tape.h"
+
+namespace danceflux::ops {
+
+/// The gradient of a fused op whose backward kernel was declined or is none: that of `compose`, run again.
+/// `compose` takes the node's inputs as a span and returns its one output.
+template <class Compose>
+void composition_gradient(const Compose& compose, std::initializer_list<Tensor> inputs,
+                          Gradients& gradients) {
+  const Block block = [&compose](std::span<const Tensor> fresh) {
+    return std::vector<Tensor>{compose(fresh)};
+  };
+  Tape::replay(block, {inputs.begin(), inputs.size()}, gradients);
+}
+
+}  // namespace danceflux::ops
