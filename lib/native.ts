@@ -303,6 +303,11 @@ export interface VaeConfigNative {
   blockOutChannels: number[];
   layersPerBlock: number;
   normNumGroups: number;
+  /** Default true. */
+  midBlockAddAttention?: boolean;
+  /** Default false, both. */
+  useQuantConv?: boolean;
+  usePostQuantConv?: boolean;
   scalingFactor: number;
   shiftFactor: number;
 }

@@ -55,18 +55,21 @@ class ModelWrap : public Napi::ObjectWrap<Derived> {
   }
 
   static void define(Napi::Env env, const char* class_name) {
+    using Method = Napi::Value (Derived::*)(const Napi::CallbackInfo&);
     std::vector<Napi::ClassPropertyDescriptor<Derived>> methods = Derived::own_methods();
-    methods.push_back(Derived::template InstanceAccessor<&Derived::kind>("kind"));
-    methods.push_back(Derived::template InstanceMethod<&Derived::template common<model_parameters>>("parameters"));
-    methods.push_back(Derived::template InstanceMethod<&Derived::template common<model_missing>>("missing"));
-    methods.push_back(Derived::template InstanceMethod<&Derived::template common<model_load>>("load"));
-    methods.push_back(Derived::template InstanceMethod<&Derived::template common<model_set_trainable>>("setTrainable"));
-    methods.push_back(Derived::template InstanceMethod<&Derived::template common<model_zero_gradients>>("zeroGradients"));
-    methods.push_back(Derived::template InstanceMethod<&Derived::template common<model_read>>("read"));
-    methods.push_back(Derived::template InstanceMethod<&Derived::template common<model_write>>("write"));
-    methods.push_back(Derived::template InstanceMethod<&Derived::template common<model_save>>("save"));
-    methods.push_back(Derived::template InstanceMethod<&Derived::template common<model_add_lora>>("addLora"));
-    methods.push_back(Derived::template InstanceMethod<&Derived::dispose>("dispose"));
+    const auto add = [&](const char* name, Method method) { methods.push_back(Derived::InstanceMethod(name, method)); };
+    add("parameters", &ModelWrap::template common<model_parameters>);
+    add("missing", &ModelWrap::template common<model_missing>);
+    add("load", &ModelWrap::template common<model_load>);
+    add("setTrainable", &ModelWrap::template common<model_set_trainable>);
+    add("zeroGradients", &ModelWrap::template common<model_zero_gradients>);
+    add("read", &ModelWrap::template common<model_read>);
+    add("write", &ModelWrap::template common<model_write>);
+    add("save", &ModelWrap::template common<model_save>);
+    add("addLora", &ModelWrap::template common<model_add_lora>);
+    add("dispose", &ModelWrap::dispose);
+    const Method kind = &ModelWrap::kind;
+    methods.push_back(Derived::InstanceAccessor("kind", kind, nullptr));
     Environment::of(env).keep(class_name, Napi::ObjectWrap<Derived>::DefineClass(env, class_name, methods));
   }
 
@@ -104,10 +107,10 @@ class ModelWrap : public Napi::ObjectWrap<Derived> {
   Napi::Value kind(const Napi::CallbackInfo& info) {
     return guarded(info.Env(), [&] { return Napi::String::New(info.Env(), alive().kind); });
   }
-  void dispose(const Napi::CallbackInfo&) {
-    if (!handle_) return;
+  Napi::Value dispose(const Napi::CallbackInfo& info) {
+    if (handle_) --live().models;
     handle_ = nullptr;
-    --live().models;
+    return info.Env().Undefined();
   }
 
  private:
