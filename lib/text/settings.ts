@@ -20,7 +20,7 @@ import {
 export type TokenSpec = Omit<AddedToken, "id">;
 
 export type SpecialName = "bos" | "eos" | "pad" | "unk";
-const SPECIAL_NAMES: readonly SpecialName[] = ["bos", "eos", "pad", "unk"];
+const SPECIAL_NAMES: readonly SpecialName[] = ["bos", "eos", "unk", "pad"];
 
 export interface Settings {
   /** For messages. */
@@ -107,7 +107,7 @@ export async function readSettings(folder: string): Promise<Settings> {
   refuseLeftSides(config, where);
   const tokens = readDecoder(config, where);
   const special: Settings["special"] = {};
-  const named: TokenSpec[] = [];
+  const named = new Map<string, TokenSpec>();
   for (const name of SPECIAL_NAMES) {
     const key = `${name}_token`;
     // Without a table of added tokens the map is the older and fuller source: it alone carries flags.
@@ -116,7 +116,8 @@ export async function readSettings(folder: string): Promise<Settings> {
     if (!owner) continue;
     const spec = readTokenSpec(owner[key], `${owner === map ? mapWhere : where}.${key}`, true);
     special[name] = spec.content;
-    named.push(spec);
+    // One literal may have several names; the flags of the last one count, as in transformers.
+    named.set(spec.content, spec);
   }
   const extras = asArray(config.extra_special_tokens ?? config.additional_special_tokens ?? [], where).map(
     (value) => readTokenSpec(value, `${where}.additional_special_tokens`, true),
@@ -129,7 +130,7 @@ export async function readSettings(folder: string): Promise<Settings> {
     maxLength: readLength(config, where),
     special,
     declared: tokens ?? [],
-    named: [...named, ...extras],
+    named: [...named.values(), ...extras],
     extraIds: readExtraIds(config, where),
   };
 }
