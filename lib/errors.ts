@@ -22,4 +22,11 @@ export class DanceError extends Error {
     this.code = code;
     this.hint = options.hint;
   }
+
+  /** An error of the native engine (or anything else) as a DanceError; code and hint are kept. */
+  static from(error: unknown): DanceError {
+    if (error instanceof DanceError) return error;
+    const { code, hint, message } = error as { code?: string; hint?: string; message?: string };
+    return new DanceError(code ?? "ERR_INTERNAL", message ?? String(error), { hint, cause: error });
+  }
 }

@@ -1,0 +1,62 @@
+/** Devices as users see them: opened by name, with typed options, disposed explicitly. */
+import { DanceError } from "./errors.js";
+import { type MemoryReport, type NativeDevice, native } from "./native.js";
+import { type DeviceOptions, checkDeviceOptions } from "./options.js";
+
+/** A device with its thread. Everything made on it dies with it. */
+export class Device implements Disposable {
+  readonly handle: NativeDevice;
+  readonly options: Readonly<DeviceOptions>;
+  #open = true;
+
+  /** Use {@link openDevice}. */
+  constructor(handle: NativeDevice, options: DeviceOptions) {
+    this.handle = handle;
+    this.options = options;
+  }
+
+  /** `cpu`, `cuda:0`, `ascend:3` */
+  get name(): string {
+    return this.handle.name;
+  }
+
+  /** What it is, for people: `AMD EPYC, avx512, 2 threads`. */
+  get description(): string {
+    return this.handle.description;
+  }
+
+  /** Bytes and allocation counts since the device was opened. */
+  memory(): MemoryReport {
+    return this.handle.memory();
+  }
+
+  /** Fast paths that the device would not take, with the reason, and how often: `attention: head width 20 ...`. */
+  declined(): Record<string, number> {
+    return this.handle.declined();
+  }
+
+  dispose(): void {
+    if (!this.#open) return;
+    this.#open = false;
+    this.handle.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+/**
+ * Opens a device: `cpu`, `cuda:0`, `ascend:1`.
+ *
+ * @throws {DanceError} `ERR_OPTION` for an option that the device does not know or a value that it cannot be; `ERR_PLUGIN_...` or
+ * `ERR_DEVICE` when there is no such device here, with the reason.
+ */
+export function openDevice(name = "cpu", options: DeviceOptions = {}): Device {
+  const checked = checkDeviceOptions(name, options);
+  try {
+    return new Device(native().openDevice(name, JSON.stringify(checked)), options);
+  } catch (error) {
+    throw DanceError.from(error);
+  }
+}

@@ -1,0 +1,93 @@
+/**
+ * Options of devices, typed. Each that mirrors an environment variable names it, its unit and default; an explicit option beats the
+ * environment, which beats the default.
+ */
+import { DanceError } from "./errors.js";
+
+/**
+ * How repeatable results are.
+ * - `off`: whatever is fastest.
+ * - `run-to-run`: the same program on the same device gives the same bits again.
+ * - `strict`: in addition a picture's bits do not depend on what else is in its batch, so that the policy ratio before the first update
+ *   is exactly one for any rollout batch.
+ */
+export type Determinism = "off" | "run-to-run" | "strict";
+
+export interface CpuOptions {
+  /** Threads of the device. 0: as many as the affinity mask of the process allows (default). Environment: `DANCEFLUX_THREADS`. */
+  threads?: number;
+  /** Instruction set: `portable`, `avx2`, `avx512`, `neon`; default the best that the machine has. Environment: `DANCEFLUX_ISA`. */
+  isa?: string;
+}
+
+/** Options of the Ascend collective library. */
+export interface HcclOptions {
+  /** Size of a communicator's buffer in MiB. Environment: `HCCL_BUFFSIZE`, default 200. */
+  bufferSizeMiB?: number;
+  /** Environment: `HCCL_DETERMINISTIC` (`false`, `true`, `strict`). */
+  deterministic?: boolean | "strict";
+}
+
+export interface DeviceOptions extends CpuOptions {
+  /** Default `strict`. The CPU is always strict. */
+  determinism?: Determinism;
+  hccl?: HcclOptions;
+}
+
+type Check = (value: unknown) => string | undefined;
+
+const integerFrom =
+  (least: number): Check =>
+  (value) =>
+    Number.isSafeInteger(value) && (value as number) >= least ? undefined : `an integer of ${least} or more`;
+const oneOf =
+  (...allowed: unknown[]): Check =>
+  (value) =>
+    allowed.includes(value) ? undefined : allowed.map((entry) => JSON.stringify(entry)).join(", ");
+
+const DETERMINISM = oneOf("off", "run-to-run", "strict");
+
+/** Which options each kind of device knows, and what they may be. */
+const KNOWN: Record<string, Record<string, Check>> = {
+  cpu: { threads: integerFrom(0), isa: oneOf("portable", "avx2", "avx512", "neon"), determinism: DETERMINISM },
+  cuda: { determinism: DETERMINISM },
+  ascend: {
+    determinism: DETERMINISM,
+    "hccl.bufferSizeMiB": integerFrom(1),
+    "hccl.deterministic": oneOf(true, false, "strict"),
+  },
+};
+
+function* flatten(options: object, prefix = ""): Generator<[string, unknown]> {
+  for (const [key, value] of Object.entries(options)) {
+    if (value === undefined) continue;
+    if (value !== null && typeof value === "object") yield* flatten(value, `${prefix}${key}.`);
+    else yield [prefix + key, value];
+  }
+}
+
+function withEnvironment(kind: string, options: DeviceOptions): DeviceOptions {
+  if (kind !== "cpu") return options;
+  const { DANCEFLUX_THREADS: threads, DANCEFLUX_ISA: isa } = process.env;
+  return { ...(threads ? { threads: Number(threads) } : {}), ...(isa ? { isa } : {}), ...options };
+}
+
+/** The options of a device with the environment's added. Throws `ERR_OPTION` for an unknown or impossible one. */
+export function checkDeviceOptions(device: string, options: DeviceOptions): DeviceOptions {
+  const kind = device.split(":")[0] ?? device;
+  const complete = withEnvironment(kind, options);
+  const known = KNOWN[kind];
+  if (!known) return complete; // a plugin of its own: it checks its options itself
+  for (const [name, value] of flatten(complete)) {
+    const check = known[name];
+    if (!check) {
+      const names = Object.keys(known).join(", ");
+      throw new DanceError("ERR_OPTION", `${device}: expected an option among ${names}, got ${name}`);
+    }
+    const expected = check(value);
+    if (expected) {
+      throw new DanceError("ERR_OPTION", `${device}: ${name}: expected ${expected}, got ${JSON.stringify(value)}`);
+    }
+  }
+  return complete;
+}
