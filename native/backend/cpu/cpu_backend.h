@@ -9,6 +9,8 @@
 
 namespace danceflux::cpu {
 
+struct RowKernels;  // row_kernels.h
+
 struct CpuOptions {
   int threads = 0;       // 0: what the affinity mask allows
   std::string isa;       // "": the best; else "portable", "avx2", "avx512", "neon" (ERR_DEVICE when the machine lacks it)
@@ -82,11 +84,46 @@ class CpuBackend final : public Backend {
                            const Tensor& bias, const NormArgs& args) override;
 
  private:
+  class DenseOutput;
+  // x itself when its last axis (all of it; a vector) is dense, else a packed copy. An undefined vector stays undefined.
+  Tensor dense_rows(const Tensor& x);
+  Tensor dense(const Tensor& x);
+  Tensor dense_vector(const Tensor& x) { return x.defined() ? dense_rows(x) : x; }
+
+  void norm_rows(const Tensor& out, const Tensor& mean, const Tensor& rstd, const Tensor& x, const Tensor& weight,
+                 const Tensor& bias, const NormArgs& args);
+  void norm_groups(const Tensor& out, const Tensor& mean, const Tensor& rstd, const Tensor& x, const Tensor& weight,
+                   const Tensor& bias, const NormArgs& args, bool silu);
+  void norm_rows_backward(const Tensor& dx, const Tensor& dweight, const Tensor& dbias, const Tensor& dy, const Tensor& x,
+                          const Tensor& mean, const Tensor& rstd, const Tensor& weight, const NormArgs& args);
+  void norm_groups_backward(const Tensor& dx, const Tensor& dweight, const Tensor& dbias, const Tensor& dy, const Tensor& x,
+                            const Tensor& mean, const Tensor& rstd, const Tensor& weight, const NormArgs& args);
+  // out = the rows of parts [blocks, width] added in order; nothing when out is undefined.
+  void sum_blocks(const Tensor& out, const Tensor& parts, std::int64_t blocks, std::int64_t width);
+  // The same for each batch entry: out [B, D], parts [B * blocks, D].
+  void sum_token_blocks(const Tensor& out, const Tensor& parts, std::int64_t blocks);
+  Tensor one_plus(const Tensor& scale);
+
   Pool pool_;
   ThreadPool threads_;
-  struct Scratch;                     // packing buffers, kept between calls
+  struct Scratch;  // the kernels chosen, and packing buffers kept between calls
   std::unique_ptr<Scratch> scratch_;
+  const RowKernels& rows_;
   std::string isa_;
+};
+
+/// Where an op may write rows: the output itself when its last axis is dense, else a stand-in that finish() copies over.
+class CpuBackend::DenseOutput {
+ public:
+  enum Use { kOverwrite, kUpdate };  // kUpdate: the old contents matter
+  DenseOutput(CpuBackend& backend, const Tensor& out, Use use = kOverwrite);
+  const Tensor& tensor() const { return dense_; }
+  void finish();
+
+ private:
+  CpuBackend& backend_;
+  const Tensor& out_;
+  Tensor dense_;
 };
 
 }  // namespace danceflux::cpu

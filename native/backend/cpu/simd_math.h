@@ -1,0 +1,116 @@
+// Elementary functions of vectors in f32. Errors in units of the last place: exp, log, tanh, sigmoid 2; the gelu family 4.
+// Infinities, NaN and overflow give what IEEE arithmetic would. Polynomials were fitted for least greatest relative error
+// (weighted least squares, Lawson's iteration) with the ranges stated at each.
+#pragma once
+#include "backend/cpu/simd.h"
+
+namespace danceflux::cpu::DANCEFLUX_ISA_NAMESPACE {
+namespace {
+
+template <int N>
+DF_INLINE Vec horner(Vec x, const float (&coefficients)[N]) {
+  Vec sum = splat(coefficients[N - 1]);
+  for (int i = N - 2; i >= 0; --i) sum = fma(sum, x, splat(coefficients[i]));
+  return sum;
+}
+
+/// v * 2^n, n integral within [-252, 252]; rounds once when the result is subnormal.
+DF_INLINE Vec scale_by_power(Vec v, Vec n, IntVec n_int) {
+#if defined(__AVX512F__)
+  (void)n_int;
+  return _mm512_scalef_ps(v, n);
+#else  // two steps, for neither 2^n nor the result need be a normal number
+  (void)n;
+  const IntVec first = n_int >> 1, second = n_int - first;
+  return v * from_bits((first + 127) << 23) * from_bits((second + 127) << 23);
+#endif
+}
+
+/// exp(x + low), low being the part of the argument that did not fit in x.
+DF_INLINE Vec exp_with_tail(Vec x, Vec low) {
+  constexpr float kLog2e = 1.44269504f, kLn2High = 0x1.62e400p-1f, kLn2Low = 0x1.7f7d1cp-20f;
+  constexpr float kRounder = 0x1.8p23f;                                // adding it rounds to an integer, in its low bits
+  static const float kTail[] = {0x1.fffffcp-2f, 0x1.55548ap-3f, 0x1.555916p-5f, 0x1.123fc6p-7f, 0x1.6a1a6ep-10f};
+  x = select(x > 89.0f, splat(89.0f), select(x < -104.0f, splat(-104.0f), x));
+  const Vec shifted = fma(x, splat(kLog2e), splat(kRounder));
+  const IntVec n_int = bits_of(shifted) - bits_of(splat(kRounder));
+  const Vec n = shifted - kRounder;
+  const Vec r = fma(n, splat(-kLn2Low), fma(n, splat(-kLn2High), x)) + low;
+  // e^r = 1 + r + r^2 q(r) for |r| <= ln2 / 2
+  const Vec p = fma(r * r, horner(r, kTail), r) + 1.0f;
+  return scale_by_power(p, n, n_int);
+}
+DF_INLINE Vec exp(Vec x) { return exp_with_tail(x, zero()); }
+
+DF_INLINE Vec log(Vec x) {
+  static const float kTail[] = {0x1.555554p-2f, -0x1.000228p-2f, 0x1.99a008p-3f, -0x1.547244p-3f,
+                                0x1.22da22p-3f, -0x1.0d8552p-3f, 0x1.055b46p-3f, -0x1.38b4ccp-4f};
+  constexpr float kLn2High = 0x1.62e000p-1f, kLn2Low = 0x1.0bfbe8p-15f;
+  const IntVec subnormal = abs(x) < 0x1p-126f;
+  const Vec scaled = select(subnormal, x * 0x1p24f, x);
+  // exponent and mantissa with the mantissa in [sqrt(1/2), sqrt(2))
+  const IntVec shifted = bits_of(scaled) - 0x3f3504f3;
+  const IntVec exponent = (shifted >> 23) - (subnormal & 24);
+  const Vec f = from_bits((shifted & 0x007fffff) + 0x3f3504f3) - 1.0f;
+  const Vec e = __builtin_convertvector(exponent, Vec);
+  // log(1 + f) = f - f^2/2 + f^3 p(f)
+  const Vec square = f * f;
+  const Vec tail = fma(square * f, horner(f, kTail), e * kLn2Low);
+  Vec y = fma(e, splat(kLn2High), fma(square, splat(-0.5f), tail) + f);
+  y = select(x == 0.0f, splat(-__builtin_inff()), y);
+  y = select(x == __builtin_inff(), x, y);
+  return select((x < 0.0f) | (x != x), splat(__builtin_nanf("")), y);
+}
+
+/// 1 / (1 + exp(-(x + low))), accurate in both tails.
+DF_INLINE Vec sigmoid_with_tail(Vec x, Vec low) {
+  const Vec e = exp_with_tail(-abs(x), select(x < 0.0f, low, -low));
+  return select(x < 0.0f, e, splat(1.0f)) / (e + 1.0f);
+}
+DF_INLINE Vec sigmoid(Vec x) { return sigmoid_with_tail(x, zero()); }
+
+DF_INLINE Vec tanh(Vec x) {
+  static const float kTail[] = {-0x1.555532p-2f, 0x1.110726p-3f, -0x1.b83c58p-5f, 0x1.522692p-6f, -0x1.75e1a8p-8f};
+  const Vec magnitude = abs(x);
+  const Vec square = x * x;
+  const Vec small = fma(magnitude * square, horner(square, kTail), magnitude);  // |x| <= 0.625
+  const Vec large = 1.0f - 2.0f / (exp(magnitude + magnitude) + 1.0f);
+  const Vec y = select(magnitude < 0.625f, small, large);
+  return from_bits(bits_of(y) | (bits_of(x) & static_cast<std::int32_t>(0x80000000u)));
+}
+/// 1 - tanh(x)^2 without cancellation.
+DF_INLINE Vec sech_squared(Vec x) {
+  const Vec e = exp(-2.0f * abs(x));
+  const Vec d = e + 1.0f;
+  return 4.0f * e / (d * d);
+}
+
+/// exp(-x^2 / 2), with the rounding of the square made good.
+DF_INLINE Vec exp_minus_half_square(Vec x) {
+  x = select(abs(x) > 16.0f, splat(16.0f), x);  // gives 0, and keeps the product finite
+  const Vec square = x * x;
+  return exp_with_tail(-0.5f * square, -0.5f * product_error(x, x, square));
+}
+/// The normal distribution function. `bell` is exp_minus_half_square(x).
+DF_INLINE Vec normal_cdf(Vec x, Vec bell) {
+  // the upper tail is bell * q(t), t = (|x| - 4) / (|x| + 4), q fitted for |x| in [0, 14.5]
+  static const float kTail[] = {0x1.82b4bcp-4f,  -0x1.5cf97ep-3f, 0x1.fd750cp-4f,  -0x1.25b5f8p-4f, 0x1.f9b34ap-6f,
+                                -0x1.1675b2p-7f, 0x1.077b4ep-11f, 0x1.58db72p-11f, -0x1.5ff4c2p-13f, -0x1.11d310p-14f};
+  Vec magnitude = abs(x);
+  magnitude = select(magnitude > 16.0f, splat(16.0f), magnitude);
+  const Vec tail = bell * horner((magnitude - 4.0f) / (magnitude + 4.0f), kTail);
+  return select(x > 0.0f, 1.0f - tail, tail);
+}
+
+/// The argument a x of a sigmoid as two numbers.
+struct WideVec {
+  Vec high, low;
+};
+/// x * c, c being high + low.
+DF_INLINE WideVec wide_scale(Vec x, float high, float low) {
+  const Vec product = x * high;
+  return {product, fma(x, splat(low), product_error(x, splat(high), product))};
+}
+
+}  // namespace
+}  // namespace danceflux::cpu::DANCEFLUX_ISA_NAMESPACE
