@@ -54,7 +54,7 @@ struct AttentionArgs {
   bool causal = false;  // query i sees keys 0..i
 };
 struct AdamWArgs {
-  float lr = 0, beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f, weight_decay = 0;
+  double lr = 0, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0;  // doubles: 1 - 0.999f is off by 1e-5
   std::int64_t step = 1;      // 1 at the first update
   float gradient_scale = 1;   // multiplies the gradient before use (global-norm clipping)
 };
