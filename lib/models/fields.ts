@@ -1,0 +1,97 @@
+/** Reading configuration files that nobody has vouched for. Complaints name the file, the field, what was expected and what was there. */
+import { readFile } from "node:fs/promises";
+import { DanceError } from "../errors.js";
+
+/** A JSON object from a file, read field by field. */
+export class Fields {
+  readonly #values: Readonly<Record<string, unknown>>;
+  readonly #where: string;
+
+  constructor(values: unknown, where: string) {
+    if (values === null || typeof values !== "object" || Array.isArray(values)) {
+      throw new DanceError("ERR_CONFIG", `${where}: expected a JSON object, got ${describe(values)}`);
+    }
+    this.#values = values as Record<string, unknown>;
+    this.#where = where;
+  }
+
+  /** Reads a JSON file. `ERR_FILE` when it is not there, `ERR_CONFIG` when it is not a JSON object. */
+  static async read(path: string): Promise<Fields> {
+    let text: string;
+    try {
+      text = await readFile(path, "utf8");
+    } catch (cause) {
+      throw new DanceError("ERR_FILE", `${path}: cannot be read (${(cause as Error).message})`, { cause });
+    }
+    try {
+      return new Fields(JSON.parse(text), path);
+    } catch (cause) {
+      if (cause instanceof DanceError) throw cause;
+      throw new DanceError("ERR_CONFIG", `${path}: expected JSON (${(cause as Error).message})`, { cause });
+    }
+  }
+
+  has(name: string): boolean {
+    return this.#values[name] !== undefined && this.#values[name] !== null;
+  }
+
+  raw(name: string): unknown {
+    return this.#values[name];
+  }
+
+  #refuse(name: string, expected: string): never {
+    const got = describe(this.#values[name]);
+    throw new DanceError("ERR_CONFIG", `${this.#where}: ${name}: expected ${expected}, got ${got}`);
+  }
+
+  /** A whole number within 1 .. `most`, or `absent` when the field is missing or null. */
+  count(name: string, absent?: number, most = 1_000_000): number {
+    const value = this.#values[name] ?? absent;
+    if (!Number.isInteger(value) || (value as number) < 1 || (value as number) > most) {
+      this.#refuse(name, `a whole number of 1 to ${most}`);
+    }
+    return value as number;
+  }
+
+  /** As count(), but 0 is allowed. */
+  countOrZero(name: string, absent?: number): number {
+    return (this.#values[name] ?? absent) === 0 ? 0 : this.count(name, absent);
+  }
+
+  number(name: string, absent?: number): number {
+    const value = this.#values[name] ?? absent;
+    if (typeof value !== "number" || !Number.isFinite(value)) this.#refuse(name, "a finite number");
+    return value as number;
+  }
+
+  flag(name: string, absent?: boolean): boolean {
+    const value = this.#values[name] ?? absent;
+    if (typeof value !== "boolean") this.#refuse(name, "true or false");
+    return value as boolean;
+  }
+
+  text(name: string, absent?: string): string {
+    const value = this.#values[name] ?? absent;
+    if (typeof value !== "string") this.#refuse(name, "a string");
+    return value as string;
+  }
+
+  counts(name: string, absent?: number[]): number[] {
+    const value = this.#values[name] ?? absent;
+    const good = Array.isArray(value) && value.length > 0 && value.every((entry) => Number.isInteger(entry) && entry > 0);
+    if (!good) this.#refuse(name, "a list of whole numbers above 0");
+    return value as number[];
+  }
+
+  object(name: string): Fields {
+    return new Fields(this.#values[name], `${this.#where}: ${name}`);
+  }
+}
+
+/** A short description of a value for an error message. */
+export function describe(value: unknown): string {
+  if (Array.isArray(value)) return `a list of ${value.length}`;
+  if (value !== null && typeof value === "object") return "an object";
+  const text = typeof value === "string" ? JSON.stringify(value) : String(value);
+  return text.length > 60 ? `${text.slice(0, 57)}...` : text;
+}
