@@ -1,0 +1,238 @@
+#include "backend/cpu/gemm.h"
+
+#include <algorithm>
+
+#include "backend/cpu/gemm_kernels.h"
+
+namespace danceflux::cpu {
+namespace {
+
+constexpr std::int64_t kDepth = 384;             // the usual block of K: a sliver of A and the rows of C under way stay in the first cache
+constexpr std::int64_t kWide = 256;              // columns of C per task: the packed block of B stays in the second cache
+constexpr std::int64_t kNarrow = 64;             // below this the packing of A shows
+constexpr std::int64_t kLow = 96;                // below this the packing of B shows
+constexpr std::int64_t kStripFloats = 6144;      // packed rows of A at a time
+constexpr std::int64_t kNearLine = 512;          // floats from line to line up to which an operand is read where it lies
+constexpr double kTaskFlops = 5e5;               // less is not worth a second thread
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
+
+std::size_t size_of(Store store) { return store == Store::f32 ? 4 : 2; }
+
+const void* shifted(const Panel& panel, std::int64_t elements) {
+  return static_cast<const char*>(panel.data) + elements * static_cast<std::int64_t>(size_of(panel.store));
+}
+
+// How C is cut into tasks.
+struct Grid {
+  std::int64_t rows, columns;              // of a rectangle
+  std::int64_t row_count, column_count;    // rectangles per batch entry
+  std::int64_t batches, batch_group;       // entries in all, entries per task
+  std::int64_t tasks() const { return ceil_div(batches, batch_group) * row_count * column_count; }
+};
+
+Grid choose_grid(const Product& p, const GemmKernels& kernels, int threads) {
+  Grid grid{};
+  grid.batches = p.batch[0] * p.batch[1];
+  grid.columns = std::min(kWide / kernels.nr * kernels.nr, round_up(p.columns, kernels.nr));
+  grid.rows = p.rows;
+  grid.batch_group = 1;
+  const double each = 2.0 * static_cast<double>(p.rows) * static_cast<double>(p.columns) * static_cast<double>(std::max<std::int64_t>(p.depth, 1));
+  const double all = each * static_cast<double>(grid.batches);
+  // several tasks per thread even out what neighbours on the machine take away
+  const auto wanted = threads == 1 ? 1 : std::clamp<std::int64_t>(static_cast<std::int64_t>(all / kTaskFlops), 1, 4 * threads);
+  if (grid.batches >= wanted) {
+    grid.batch_group = std::max<std::int64_t>(1, grid.batches / std::max<std::int64_t>(wanted, static_cast<std::int64_t>(all / (4 * kTaskFlops))));
+  } else {
+    const std::int64_t pieces = ceil_div(wanted, grid.batches);
+    if (ceil_div(p.columns, grid.columns) < pieces)
+      grid.columns = std::max(round_up(ceil_div(p.columns, pieces), kernels.nr), round_up(kNarrow, kernels.nr));
+    const std::int64_t across = ceil_div(p.columns, grid.columns);
+    if (across < pieces) grid.rows = std::max(round_up(ceil_div(p.rows, ceil_div(pieces, across)), kernels.mr), round_up(kLow, kernels.mr));
+  }
+  grid.row_count = std::max<std::int64_t>(1, ceil_div(p.rows, grid.rows));
+  grid.column_count = ceil_div(p.columns, grid.columns);
+  return grid;
+}
+
+// A rectangle of C on its way through K.
+class Rectangle {
+ public:
+  Rectangle(const Product& p, const GemmKernels& kernels, const Grid& grid, float* memory)
+      : p_(p), kernels_(kernels), blocks_(p.depth), memory_(memory) {
+    strip_rows_ = std::max<std::int64_t>(kernels.mr, kStripFloats / std::max<std::int64_t>(blocks_.size, 1) / kernels.mr * kernels.mr);
+    strip_rows_ = std::min(strip_rows_, round_up(grid.rows, kernels.mr));
+    b_at_ = strip_rows_ * line_room();
+    c_at_ = b_at_ + grid.columns * blocks_.size;
+    size_ = c_at_ + (p.c_column == 1 ? 0 : grid.rows * grid.columns);
+  }
+
+  std::int64_t floats() const { return size_; }
+
+  void run(std::int64_t batch, std::int64_t first_row, std::int64_t rows, std::int64_t first_column, std::int64_t columns) {
+    batch_ = batch, row_ = first_row, rows_ = rows, column_ = first_column, columns_ = columns;
+    const std::int64_t outer = batch / p_.batch[1], inner = batch % p_.batch[1];
+    a_ = entry(p_.a, outer, inner);
+    b_ = entry(p_.b, outer, inner);
+    c_ = p_.c + outer * p_.c_batch[0] + inner * p_.c_batch[1] + row_ * p_.c_row + column_ * p_.c_column;
+    if (p_.c_column == 1) {
+      walk(c_, p_.c_row);
+    } else {
+      if (p_.accumulate) move_c<true>();
+      walk(memory_ + c_at_, columns_);
+      move_c<false>();
+    }
+    if (p_.finish && p_.c_column == 1)
+      p_.finish->call(p_.finish->self, c_, p_.c_row, batch_, row_, rows_, column_, columns_);
+  }
+
+ private:
+  static Panel entry(const Operand& operand, std::int64_t outer, std::int64_t inner) {
+    Panel panel = operand.panel;
+    if (!operand.gather) panel.data = shifted(panel, outer * operand.batch_stride[0] + inner * operand.batch_stride[1]);
+    return panel;
+  }
+
+  // rows of a packed strip must not all fall on the same lines of the cache
+  std::int64_t line_room() const { return blocks_.size + 16; }
+
+  template <bool kRead>
+  void move_c() {
+    for (std::int64_t i = 0; i < rows_; ++i)
+      for (std::int64_t j = 0; j < columns_; ++j) {
+        float& near = memory_[c_at_ + i * columns_ + j];
+        float& far = c_[i * p_.c_row + j * p_.c_column];
+        kRead ? near = far : far = near;
+      }
+  }
+
+  void walk(float* c, std::int64_t c_row) {
+    for (std::int64_t block = 0; block < blocks_.count; ++block) {
+      k_ = block * blocks_.size;
+      depth_ = std::min(blocks_.size, p_.depth - k_);
+      const bool last = block + 1 == blocks_.count;
+      for (std::int64_t i = 0; i < rows_; i += strip_rows_) {
+        StripArgs strip{};
+        strip.rows = std::min(strip_rows_, rows_ - i);
+        strip.depth = depth_;
+        strip.c_row = c_row;
+        strip.alpha = p_.alpha;
+        strip.load_c = block > 0 || p_.accumulate;
+        if (last && p_.row_bias) strip.row_bias = p_.row_bias + row_ + i;
+        take_a(strip, i);
+        for (std::int64_t j = 0; j < columns_; j += kernels_.nr) {
+          strip.columns = std::min<std::int64_t>(kernels_.nr, columns_ - j);
+          strip.c = c + i * c_row + j;
+          if (last && p_.column_bias) strip.column_bias = p_.column_bias + column_ + j;
+          take_b(strip, i == 0, j);
+          kernels_.strip(strip);
+        }
+      }
+    }
+  }
+
+  void take_a(StripArgs& strip, std::int64_t i) {
+    float* to = memory_;
+    strip.a = to;
+    const Panel& a = a_;
+    if (!p_.a.gather) {
+      Panel part = a;
+      part.data = shifted(a, (row_ + i) * a.line_stride + k_ * a.depth_stride);
+      const bool near = (a.depth_stride == 1 ? a.line_stride : a.depth_stride) <= kNearLine || columns_ <= kernels_.nr;
+      if (a.store == Store::f32 && near) {
+        strip.a = static_cast<const float*>(part.data);
+        strip.a_row = a.line_stride, strip.a_depth = a.depth_stride, strip.a_tile = kernels_.mr * a.line_stride;
+        return;
+      }
+      if (a.depth_stride == 1) {
+        kernels_.pack_rows(to, line_room(), part, strip.rows, depth_);
+        strip.a_row = line_room(), strip.a_depth = 1, strip.a_tile = kernels_.mr * line_room();
+        return;
+      }
+      kernels_.pack_interleaved(to, kernels_.mr, part, strip.rows, depth_);
+    } else {
+      p_.a.gather->pack(p_.a.gather->self, to, kernels_.mr, batch_, row_ + i, strip.rows, k_, depth_);
+    }
+    strip.a_row = 1, strip.a_depth = kernels_.mr, strip.a_tile = kernels_.mr * depth_;
+  }
+
+  void take_b(StripArgs& strip, bool first, std::int64_t j) {
+    float* to = memory_ + b_at_ + j * depth_;
+    strip.b = to;
+    strip.b_depth = kernels_.nr;
+    if (p_.b.gather) {
+      if (first) p_.b.gather->pack(p_.b.gather->self, to, kernels_.nr, batch_, column_ + j, strip.columns, k_, depth_);
+      return;
+    }
+    Panel part = b_;
+    part.data = shifted(b_, (column_ + j) * b_.line_stride + k_ * b_.depth_stride);
+    const bool direct = b_.store == Store::f32 && b_.line_stride == 1 && strip.columns == kernels_.nr &&
+                        (rows_ <= kernels_.mr || b_.depth_stride <= kNearLine);
+    if (direct) {
+      strip.b = static_cast<const float*>(part.data);
+      strip.b_depth = b_.depth_stride;
+    } else if (first) {
+      kernels_.pack_interleaved(to, kernels_.nr, part, strip.columns, depth_);
+    }
+  }
+
+  const Product& p_;
+  const GemmKernels& kernels_;
+  const DepthBlocks blocks_;
+  float* memory_;
+  std::int64_t strip_rows_, b_at_, c_at_, size_;
+  std::int64_t batch_ = 0, row_ = 0, rows_ = 0, column_ = 0, columns_ = 0, k_ = 0, depth_ = 0;
+  Panel a_{}, b_{};
+  float* c_ = nullptr;
+};
+
+// A product with C on its side is the transposed product.
+Product upright(const Product& product) {
+  Product p = product;
+  if (p.c_column != 1 && p.c_row == 1 && !p.finish) {
+    std::swap(p.rows, p.columns);
+    std::swap(p.a, p.b);
+    std::swap(p.c_row, p.c_column);
+    std::swap(p.column_bias, p.row_bias);
+  }
+  return p;
+}
+
+// Batch entries that share B and follow each other in A and C are more rows of one product.
+void fold_batch(Product& p, int axis) {
+  const bool foldable = p.batch[axis] > 1 && !p.a.gather && !p.b.gather && p.b.batch_stride[axis] == 0 && !p.row_bias && !p.finish &&
+                        p.a.batch_stride[axis] == p.rows * p.a.panel.line_stride && p.c_batch[axis] == p.rows * p.c_row &&
+                        (axis == 1 || p.batch[1] == 1);
+  if (!foldable) return;
+  p.rows *= p.batch[axis];
+  p.batch[axis] = 1;
+}
+
+}  // namespace
+
+DepthBlocks::DepthBlocks(std::int64_t depth) {
+  count = std::max<std::int64_t>(1, (depth + kDepth / 2) / kDepth);
+  size = round_up(ceil_div(depth, count), 16);
+  count = std::max<std::int64_t>(1, ceil_div(depth, std::max<std::int64_t>(size, 1)));
+}
+
+void multiply(const Product& product, ThreadPool& threads, Workspace& workspace) {
+  Product p = upright(product);
+  fold_batch(p, 1);
+  fold_batch(p, 0);
+  if (p.rows == 0 || p.columns == 0 || p.batch[0] * p.batch[1] == 0) return;
+  const GemmKernels& kernels = *workspace.kernels.gemm;
+  const Grid grid = choose_grid(p, kernels, threads.threads());
+  workspace.reserve_workers(static_cast<std::size_t>(Rectangle(p, kernels, grid, nullptr).floats()) * sizeof(float));
+  threads.run(grid.tasks(), [&](std::int64_t task, int worker) {
+    Rectangle rectangle(p, kernels, grid, workspace.worker(worker));
+    const std::int64_t column = task / grid.row_count % grid.column_count * grid.columns;
+    const std::int64_t row = task % grid.row_count * grid.rows;
+    const std::int64_t first = task / (grid.row_count * grid.column_count) * grid.batch_group;
+    for (std::int64_t batch = first; batch < std::min(first + grid.batch_group, grid.batches); ++batch)
+      rectangle.run(batch, row, std::min(grid.rows, p.rows - row), column, std::min(grid.columns, p.columns - column));
+  });
+}
+
+}  // namespace danceflux::cpu

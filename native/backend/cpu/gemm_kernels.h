@@ -1,0 +1,43 @@
+// What a matrix product needs of an instruction set. Plain data and function pointers: included by the files in isa/.
+//
+// The law of bits: an element of C is, for each block of K in order, one chain acc = fma(a[k], b[k], acc) from zero over rising k, then
+// c = fma(alpha, acc, c). It does not matter which tile, packed or not, which edge or which lane computes it.
+// M rows of A and C, N columns of B and C, K depth.
+#pragma once
+#include <cstdint>
+
+#include "backend/cpu/panel.h"
+
+namespace danceflux::cpu {
+
+/// A strip of C: up to `rows` x `columns` (columns <= nr), for one block of K.
+struct StripArgs {
+  std::int64_t rows, columns, depth;
+  // a[(row / mr) * a_tile + (row % mr) * a_row + k * a_depth]
+  const float* a;
+  std::int64_t a_row, a_depth, a_tile;
+  // b[k * b_depth + column]; nr columns may be read
+  const float* b;
+  std::int64_t b_depth;
+  // c[row * c_row + column]
+  float* c;
+  std::int64_t c_row;
+  float alpha;
+  bool load_c;        // c += instead of c =
+  // added after alpha; or null
+  const float* column_bias;
+  const float* row_bias;
+};
+
+struct GemmKernels {
+  int mr, nr;  // the register tile
+  /// Any number of rows; at most nr columns.
+  void (*strip)(const StripArgs& args);
+  /// Slivers of `width` lines, one after the other: to[(line / width) * width * depth + k * width + line % width] = panel(line, k).
+  /// What lies past the last line of the last sliver is never used.
+  void (*pack_interleaved)(float* to, int width, const Panel& panel, std::int64_t lines, std::int64_t depth);
+  /// to[line * to_line + k] = panel(line, k), for panels whose depth stride is 1.
+  void (*pack_rows)(float* to, std::int64_t to_line, const Panel& panel, std::int64_t lines, std::int64_t depth);
+};
+
+}  // namespace danceflux::cpu

@@ -1,0 +1,177 @@
+// Packing: panels in any layout and storage type become runs of f32 that the register tile reads in order.
+#include "backend/cpu/isa/gemm_kernels_isa.h"
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // g++ 12 takes _mm512_undefined_ps of its own headers for a mistake
+#endif
+#include "backend/cpu/simd.h"
+
+namespace danceflux::cpu::DANCEFLUX_ISA_NAMESPACE {
+namespace {
+
+// One row per storage type: how a vector of it, whole or in part, is read.
+struct F32 {
+  using Type = float;
+  DF_INLINE static Vec many(const float* p) { return load(p); }
+  DF_INLINE static Vec some(const float* p, int64_t count) { return load_tail(p, count); }
+};
+struct Bf16 {
+  using Type = std::uint16_t;
+  DF_INLINE static Vec many(const std::uint16_t* p) { return widen_bf16(load_as<HalfVec>(p)); }
+  DF_INLINE static Vec some(const std::uint16_t* p, int64_t count) { return widen_bf16(load_half_tail(p, count)); }
+};
+struct F16 {
+  using Type = std::uint16_t;
+  DF_INLINE static Vec many(const std::uint16_t* p) { return widen_f16(load_as<HalfVec>(p)); }
+  DF_INLINE static Vec some(const std::uint16_t* p, int64_t count) { return widen_f16(load_half_tail(p, count)); }
+};
+
+template <class From>
+DF_INLINE void copy_run(float* to, const typename From::Type* from, int64_t count) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(to + i, From::many(from + i));
+  if (i < count) store_tail(to + i, From::some(from + i, count - i), count - i);
+}
+
+// Writes column k of the kLanes rows to to + k * width. Each step doubles the length of the runs that belong together.
+#if DANCEFLUX_ISA_AVX512
+DF_INLINE void store_transposed(float* to, int64_t width, Vec (&row)[16]) {
+  Vec pair[16], quad[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    pair[i] = _mm512_unpacklo_ps(row[i], row[i + 1]);
+    pair[i + 1] = _mm512_unpackhi_ps(row[i], row[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const __m512d low = _mm512_castps_pd(pair[i + half]), high = _mm512_castps_pd(pair[i + 2 + half]);
+      quad[i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+      quad[i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+    }
+  }
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; ++k) {
+    const Vec a = _mm512_shuffle_f32x4(quad[k], quad[4 + k], 0x44), b = _mm512_shuffle_f32x4(quad[k], quad[4 + k], 0xee);
+    const Vec c = _mm512_shuffle_f32x4(quad[8 + k], quad[12 + k], 0x44);
+    const Vec d = _mm512_shuffle_f32x4(quad[8 + k], quad[12 + k], 0xee);
+    store(to + k * width, _mm512_shuffle_f32x4(a, c, 0x88));
+    store(to + (4 + k) * width, _mm512_shuffle_f32x4(a, c, 0xdd));
+    store(to + (8 + k) * width, _mm512_shuffle_f32x4(b, d, 0x88));
+    store(to + (12 + k) * width, _mm512_shuffle_f32x4(b, d, 0xdd));
+  }
+}
+#elif DANCEFLUX_ISA_AVX2
+DF_INLINE void store_transposed(float* to, int64_t width, Vec (&row)[8]) {
+  Vec pair[8], quad[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    pair[i] = _mm256_unpacklo_ps(row[i], row[i + 1]);
+    pair[i + 1] = _mm256_unpackhi_ps(row[i], row[i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const __m256d low = _mm256_castps_pd(pair[i + half]), high = _mm256_castps_pd(pair[i + 2 + half]);
+      quad[i + 2 * half] = _mm256_castpd_ps(_mm256_unpacklo_pd(low, high));
+      quad[i + 2 * half + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(low, high));
+    }
+  }
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; ++k) {
+    store(to + k * width, _mm256_permute2f128_ps(quad[k], quad[4 + k], 0x20));
+    store(to + (4 + k) * width, _mm256_permute2f128_ps(quad[k], quad[4 + k], 0x31));
+  }
+}
+#else
+DF_INLINE void store_transposed(float* to, int64_t width, Vec (&row)[4]) {
+  for (int k = 0; k < 4; ++k) store(to + k * width, Vec{row[0][k], row[1][k], row[2][k], row[3][k]});
+}
+#endif
+
+// One sliver of a panel whose lines are runs of k: squares are transposed in registers.
+template <class From>
+DF_INLINE void interleave_sliver(float* to, int width, const typename From::Type* from, int64_t line_stride, int64_t lines,
+                                 int64_t depth) {
+  for (int64_t line = 0; line < lines; line += kLanes) {
+    const typename From::Type* source[kLanes];  // past the last line: that line again
+    for (int i = 0; i < kLanes; ++i) source[i] = from + (line + i < lines ? line + i : lines - 1) * line_stride;
+    int64_t k = 0;
+    for (; k + kLanes <= depth; k += kLanes) {
+      Vec row[kLanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) row[i] = From::many(source[i] + k);
+      store_transposed(to + k * width + line, width, row);
+    }
+    if (k == depth) continue;
+    Vec row[kLanes];
+    for (int i = 0; i < kLanes; ++i) row[i] = From::some(source[i] + k, depth - k);
+    float square[kLanes * kLanes];
+    store_transposed(square, kLanes, row);
+    for (int64_t rest = 0; k < depth; ++k, ++rest) store(to + k * width + line, load(square + rest * kLanes));
+  }
+}
+
+template <class From>
+void interleave_depth_runs(float* to, int width, const Panel& panel, int64_t lines, int64_t depth) {
+  const auto* from = static_cast<const typename From::Type*>(panel.data);
+  for (int64_t line = 0; line < lines; line += width)
+    interleave_sliver<From>(to + line * depth, width, from + line * panel.line_stride, panel.line_stride,
+                            width < lines - line ? width : lines - line, depth);
+}
+
+// Reads whole rows of k, as far as the lines go, so that every page and cache line is touched once.
+template <class From>
+void interleave_line_runs(float* to, int width, const Panel& panel, int64_t lines, int64_t depth) {
+  const auto* from = static_cast<const typename From::Type*>(panel.data);
+  for (int64_t k = 0; k < depth; ++k, from += panel.depth_stride) {
+    float* at = to + k * width;
+    int64_t line = 0;
+    for (; line + width <= lines; line += width) copy_run<From>(at + line * depth, from + line, width);
+    if (line < lines) copy_run<From>(at + line * depth, from + line, lines - line);
+  }
+}
+
+template <class From>
+void interleave_scattered(float* to, int width, const Panel& panel, int64_t lines, int64_t depth) {
+  const auto* from = static_cast<const typename From::Type*>(panel.data);
+  for (int64_t first = 0; first < lines; first += width, to += width * depth)
+    for (int64_t k = 0; k < depth; ++k)
+      for (int64_t line = 0; line < width && first + line < lines; ++line)
+        to[k * width + line] = From::some(from + (first + line) * panel.line_stride + k * panel.depth_stride, 1)[0];
+}
+
+template <class From>
+void interleave(float* to, int width, const Panel& panel, int64_t lines, int64_t depth) {
+  if (panel.line_stride == 1) return interleave_line_runs<From>(to, width, panel, lines, depth);
+  // squares are stored as whole vectors
+  if (panel.depth_stride == 1 && width % kLanes == 0) return interleave_depth_runs<From>(to, width, panel, lines, depth);
+  interleave_scattered<From>(to, width, panel, lines, depth);
+}
+
+template <class From>
+void copy_lines(float* to, int64_t to_line, const Panel& panel, int64_t lines, int64_t depth) {
+  const auto* from = static_cast<const typename From::Type*>(panel.data);
+  for (int64_t line = 0; line < lines; ++line) copy_run<From>(to + line * to_line, from + line * panel.line_stride, depth);
+}
+
+}  // namespace
+
+void pack_interleaved(float* to, int width, const Panel& panel, int64_t lines, int64_t depth) {
+  switch (panel.store) {
+    case Store::f32: return interleave<F32>(to, width, panel, lines, depth);
+    case Store::bf16: return interleave<Bf16>(to, width, panel, lines, depth);
+    case Store::f16: return interleave<F16>(to, width, panel, lines, depth);
+  }
+}
+
+void pack_rows(float* to, int64_t to_line, const Panel& panel, int64_t lines, int64_t depth) {
+  switch (panel.store) {
+    case Store::f32: return copy_lines<F32>(to, to_line, panel, lines, depth);
+    case Store::bf16: return copy_lines<Bf16>(to, to_line, panel, lines, depth);
+    case Store::f16: return copy_lines<F16>(to, to_line, panel, lines, depth);
+  }
+}
+
+}  // namespace danceflux::cpu::DANCEFLUX_ISA_NAMESPACE
