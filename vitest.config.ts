@@ -5,6 +5,8 @@ import { defineConfig } from "vitest/config";
 export default defineConfig({
   test: {
     include: ["test/**/*.test.ts"],
+    // what is packed and shipped can only be tried after `npm run prebuilds`
+    exclude: process.env.DANCEFLUX_SHIPPED === "1" ? [] : ["test/packaging/shipped/**"],
     pool: "forks",
     maxWorkers: 1,
     testTimeout: 60_000,

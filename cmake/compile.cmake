@@ -4,11 +4,12 @@
 # (-ffp-contract=off; kernels that want FMA say so), and nothing here may reorder sums. errno after sqrt and
 # friends is read by nobody.
 function(danceflux_compile target)
-  target_compile_options(${target} PRIVATE -fno-math-errno -ffp-contract=off -Wall -Wextra)
+  target_compile_options(${target} PRIVATE -fno-math-errno -ffp-contract=off -Wall -Wextra -Wno-missing-field-initializers)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     # -fno-gnu-unique: a template's static must not be merged with a like-named one of some other library in the process.
-    # -Wno-psabi: ABI notes about passing vectors, which concern no caller outside this build.
-    target_compile_options(${target} PRIVATE -fno-gnu-unique -Wno-psabi)
+    # -Wno-psabi: notes about passing vectors, which concern no caller outside this build.
+    # -Wno-restrict: g++ 12 sees overlaps in joining std::strings that are not there.
+    target_compile_options(${target} PRIVATE -fno-gnu-unique -Wno-psabi -Wno-restrict)
   endif()
   if(DANCEFLUX_WERROR)
     target_compile_options(${target} PRIVATE -Werror)

@@ -109,14 +109,14 @@ describe("looking for the addon", () => {
   });
 
   it("says what a broken file is and what else was looked at", () => {
-    const folder = join(home, "build", "Release");
+    const folder = join(home, "prebuilds", `${process.platform}-${process.arch}`);
     mkdirSync(folder, { recursive: true });
-    writeFileSync(join(folder, "danceflux.node"), "not a library");
+    writeFileSync(join(folder, "danceflux.napi.glibc.node"), "not a library");
     expect(() => loadAddon(home)).toThrowError(
       expect.objectContaining({
         code: "ERR_NATIVE_LOAD",
         message: expect.stringMatching(
-          /danceflux\.node: does not open.*prebuilds.*not there.*the loader says: /s,
+          /Release.*: not there.*napi\.glibc\.node: does not open.*the loader says: /s,
         ),
       }),
     );
