@@ -1,121 +1,42 @@
 #include "backend/options.h"
 
 #include <cmath>
-#include <cstdlib>
 
 #include "core/error.h"
+#include "core/json.h"
 
 namespace danceflux {
 
-/// Recursive descent over one object; depth is bounded because the text comes from outside.
-class DeviceOptionsReader {
- public:
-  DeviceOptionsReader(std::string_view json, DeviceOptions& out) : text_(json), out_(out) {}
-
-  void read() {
-    object("", 0);
-    skip_space();
-    if (at_ != text_.size()) refuse("nothing after the object");
-  }
-
- private:
-  static constexpr int kMaxDepth = 8;
-
-  [[noreturn]] void refuse(const char* expected) const {
-    fail("ERR_OPTION", "device options: expected ", expected, " at character ", at_, ", got ",
-         at_ < text_.size() ? std::string(text_.substr(at_, 12)) : std::string("the end"));
-  }
-  void skip_space() {
-    while (at_ < text_.size() &&
-           (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\t' || text_[at_] == '\r'))
-      ++at_;
-  }
-  bool take(char wanted) {
-    skip_space();
-    if (at_ >= text_.size() || text_[at_] != wanted) return false;
-    ++at_;
-    return true;
-  }
-  bool take_word(std::string_view word) {
-    if (text_.substr(at_, word.size()) != word) return false;
-    at_ += word.size();
-    return true;
-  }
-
-  void object(const std::string& prefix, int depth) {
-    if (depth > kMaxDepth) refuse("at most 8 nested objects");
-    if (!take('{')) refuse("an object");
-    if (take('}')) return;
-    do {
-      const std::string name = prefix + string();
-      if (!take(':')) refuse("':'");
-      value(name, depth);
-    } while (take(','));
-    if (!take('}')) refuse("',' or '}'");
-  }
-
-  void value(const std::string& name, int depth) {
-    skip_space();
-    const char first = at_ < text_.size() ? text_[at_] : '\0';
-    if (first == '{') return object(name + ".", depth + 1);
-    if (first == '"') return store(name, string());
-    if (take_word("true")) return store(name, true);
-    if (take_word("false")) return store(name, false);
-    if (take_word("null")) return;
-    store(name, number());
-  }
-
-  template <class T>
-  void store(const std::string& name, T value) {
-    require(out_.values_.emplace(name, std::move(value)).second, "ERR_OPTION", "device options: ", name,
-            " is given twice");
-  }
-
-  double number() {
-    std::size_t end = at_;
-    while (end < text_.size() &&
-           std::string_view("+-0123456789.eE").find(text_[end]) != std::string_view::npos)
-      ++end;
-    const std::string digits(text_.substr(at_, end - at_));
-    char* stop = nullptr;
-    const double value = std::strtod(digits.c_str(), &stop);
-    if (digits.empty() || *stop || !std::isfinite(value)) refuse("a number, string, boolean, null or object");
-    at_ = end;
-    return value;
-  }
-
-  std::string string() {
-    if (!take('"')) refuse("a string");
-    std::string result;
-    while (at_ < text_.size() && text_[at_] != '"') {
-      if (text_[at_] != '\\') {
-        result += text_[at_++];
-        continue;
-      }
-      ++at_;
-      result += escaped();
+void DeviceOptions::flatten(const std::string& prefix, const Json& object) {
+  for (const auto& [member, value] : object.members()) {
+    const std::string name = prefix + member;
+    switch (value.kind()) {
+      case Json::Kind::null:
+        break;
+      case Json::Kind::boolean:
+        values_.emplace(name, value.boolean());
+        break;
+      case Json::Kind::number:
+        values_.emplace(name, value.number());
+        break;
+      case Json::Kind::string:
+        values_.emplace(name, value.text());
+        break;
+      case Json::Kind::object:
+        flatten(name + ".", value);
+        break;
+      case Json::Kind::array:
+        fail("ERR_OPTION", "option ", name, ": expected no list, got one");
     }
-    if (!take('"')) refuse("'\"'");
-    return result;
   }
-
-  char escaped() {
-    static constexpr std::string_view kLetters = "\"\\/bfnrt", kMeanings = "\"\\/\b\f\n\r\t";
-    const std::size_t which = at_ < text_.size() ? kLetters.find(text_[at_]) : std::string_view::npos;
-    if (which == std::string_view::npos)
-      refuse("an escape other than \\u");  // no option needs one: paths come as UTF-8
-    ++at_;
-    return kMeanings[which];
-  }
-
-  std::string_view text_;
-  DeviceOptions& out_;
-  std::size_t at_ = 0;
-};
+}
 
 DeviceOptions DeviceOptions::parse(std::string_view json) {
+  const Json value = Json::parse(json, "ERR_OPTION", "device options");
+  require(value.is(Json::Kind::object), "ERR_OPTION", "device options: expected an object, got ",
+          json.substr(0, 40));
   DeviceOptions options;
-  DeviceOptionsReader(json, options).read();
+  options.flatten("", value);
   return options;
 }
 

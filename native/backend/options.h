@@ -11,6 +11,8 @@
 
 namespace danceflux {
 
+class Json;
+
 class DeviceOptions {
  public:
   /// Throws ERR_OPTION with the position for anything but one object of numbers, strings, booleans, nulls
@@ -28,7 +30,7 @@ class DeviceOptions {
 
  private:
   using Value = std::variant<double, bool, std::string>;
-  friend class DeviceOptionsReader;
+  void flatten(const std::string& prefix, const Json& object);
   std::map<std::string, Value> values_;
 };
 
