@@ -17,6 +17,8 @@ export interface LoadOptions {
   /** Storage of the matrices; default f32 on the CPU, bf16 elsewhere. */
   dtype?: WeightDType;
   signal?: AbortSignal;
+  /** Length of T5's input; default the tokenizer's own (512), 256 for models without guidance (schnell). */
+  maxSequenceLength?: number;
   /** Told what is being loaded, for people who wait. */
   onProgress?: (what: string) => void;
 }
@@ -46,7 +48,7 @@ interface TextEncoders {
 }
 
 // schnell was distilled with shorter prompts than dev; padding tokens are attended, so the length matters.
-const T5_LENGTH = { guided: 512, unguided: 256 };
+const UNGUIDED_LENGTH = 256;
 
 class Embedding implements PromptEmbedding {
   readonly text: NativeTensor;
@@ -130,15 +132,20 @@ const isFolder = (path: string) =>
     () => false,
   );
 
+async function loadT5Tokenizer(folder: string, config: FluxConfig, wanted?: number): Promise<T5Tokenizer> {
+  const whole = await T5Tokenizer.load(folder, wanted === undefined ? {} : { maxLength: wanted });
+  const tooLong = wanted === undefined && !config.guidanceEmbeds && whole.contextLength > UNGUIDED_LENGTH;
+  return tooLong ? T5Tokenizer.load(folder, { maxLength: UNGUIDED_LENGTH }) : whole;
+}
+
 async function loadEncoders(
   folder: string,
   config: FluxConfig,
   weights: WeightDType,
-  { device, signal, onProgress }: LoadOptions,
+  { device, signal, onProgress, maxSequenceLength }: LoadOptions,
 ): Promise<TextEncoders> {
   const clipTokenizer = await ClipTokenizer.load(join(folder, "tokenizer"));
-  const maxLength = config.guidanceEmbeds ? T5_LENGTH.guided : T5_LENGTH.unguided;
-  const t5Tokenizer = await T5Tokenizer.load(join(folder, "tokenizer_2"), { maxLength });
+  const t5Tokenizer = await loadT5Tokenizer(join(folder, "tokenizer_2"), config, maxSequenceLength);
   onProgress?.("text encoder");
   const clip = await loadClipText(device, join(folder, "text_encoder"), weights, signal);
   onProgress?.("second text encoder");
