@@ -1,0 +1,131 @@
+/**
+ * One iteration's pictures: for every prompt a group of samples, their trajectories, their decoded pictures.
+ */
+import { createHash } from "node:crypto";
+import type { Pipeline, PromptEmbedding } from "../models/types.js";
+import type { NativeTensor, NoiseKey } from "../native.js";
+import { NOISE, type SamplePlan, type SampleRow, type Trajectory, batches, sampleBatch } from "../sample/sampler.js";
+
+/** A prompt of this iteration. */
+export interface IterationPrompt {
+  prompt: string;
+  embedding: PromptEmbedding;
+}
+
+/** One sampled picture and where its way lies. */
+export interface Sample {
+  prompt: string;
+  embedding: PromptEmbedding;
+  /** Which prompt of the iteration, and which picture of its group. */
+  group: number;
+  index: number;
+  trajectory: Trajectory;
+  /** Its row in the tensors of the trajectory and in `images`. */
+  row: number;
+  /** Decoded: [B, 3, h, w] about -1 to 1. */
+  images: NativeTensor;
+}
+
+export interface RolloutOptions {
+  seed: bigint;
+  iteration: number;
+  groupSize: number;
+  batch: number;
+  sameNoise: boolean;
+  noiseSharedAcrossPrompts: boolean;
+  signal?: AbortSignal;
+  /** Told after every batch: pictures done, pictures in all. */
+  onBatch?: (done: number, all: number) => void;
+}
+
+/** 32 bits that stand for a prompt in noise keys, so that a prompt draws the same noise wherever it stands in the file. */
+export function promptKey(prompt: string): number {
+  return createHash("sha256").update(prompt).digest().readUInt32LE(0);
+}
+
+function noiseKeys(options: RolloutOptions, prompt: string, index: number): Pick<SampleRow, "initial" | "stepNoise"> {
+  const { seed, iteration } = options;
+  const own = promptKey(prompt);
+  const key = (purpose: number, timestep: number, which: { prompt: number; sample: number }): NoiseKey => ({
+    seed,
+    iteration,
+    timestep,
+    purpose,
+    ...which,
+  });
+  const shared = options.noiseSharedAcrossPrompts ? 0 : own;
+  return {
+    initial: key(NOISE.initial, 0, { prompt: shared, sample: options.sameNoise ? 0 : index }),
+    stepNoise: (step) => key(NOISE.step, step, { prompt: own, sample: index }),
+  };
+}
+
+/** Samples of an iteration with everything on the device that belongs to them. */
+export class Rollout implements Disposable {
+  readonly samples: Sample[];
+  readonly #owned: Set<Disposable | NativeTensor>;
+
+  constructor(samples: Sample[], owned: Set<Disposable | NativeTensor>) {
+    this.samples = samples;
+    this.#owned = owned;
+  }
+
+  /** The pictures of each batch, with the samples that they show, in order. */
+  *imageBatches(): Generator<{ images: NativeTensor; samples: Sample[] }> {
+    for (const images of new Set(this.samples.map((sample) => sample.images))) {
+      yield { images, samples: this.samples.filter((sample) => sample.images === images) };
+    }
+  }
+
+  [Symbol.dispose](): void {
+    for (const thing of this.#owned) release(thing);
+  }
+}
+
+function release(thing: Disposable | NativeTensor): void {
+  if ("dispose" in thing) thing.dispose();
+  else thing[Symbol.dispose]();
+}
+
+/** What the stages of a rollout took. */
+export interface RolloutSeconds {
+  rollout: number;
+  decode: number;
+}
+
+/** Samples `groupSize` pictures for each prompt. The result does not depend on `batch`. */
+export async function rollout(
+  pipeline: Pipeline,
+  plan: SamplePlan,
+  prompts: IterationPrompt[],
+  options: RolloutOptions,
+): Promise<{ rollout: Rollout; seconds: RolloutSeconds }> {
+  const seconds: RolloutSeconds = { rollout: 0, decode: 0 };
+  const wanted = prompts.flatMap((prompt, group) =>
+    Array.from({ length: options.groupSize }, (_, index) => ({ ...prompt, group, index })),
+  );
+  const samples: Sample[] = [];
+  const owned = new Set<Disposable | NativeTensor>();
+  try {
+    for (const batch of batches(wanted, options.batch)) {
+      const rows = batch.map((sample) => ({
+        embedding: sample.embedding,
+        ...noiseKeys(options, sample.prompt, sample.index),
+      }));
+      const started = performance.now();
+      const trajectory = await sampleBatch(pipeline, plan, rows, { keep: true, signal: options.signal });
+      owned.add(trajectory);
+      const sampled = performance.now();
+      const images = await pipeline.decode(trajectory.final, plan.grid.rows, plan.grid.columns, options.signal);
+      owned.add(images);
+      seconds.rollout += (sampled - started) / 1000;
+      seconds.decode += (performance.now() - sampled) / 1000;
+      batch.forEach((sample, row) => samples.push({ ...sample, trajectory, row, images }));
+      options.onBatch?.(samples.length, wanted.length);
+    }
+    return { rollout: new Rollout(samples, owned), seconds };
+  } catch (error) {
+    for (const thing of owned) release(thing);
+    throw error;
+  }
+}

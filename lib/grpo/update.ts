@@ -1,0 +1,144 @@
+/**
+ * Learning from scored pictures: which transitions, in which order, and the updates.
+ *
+ * Order, as DanceGRPO has it: pictures in the order of the rollout, `accumulate` of them per update; of each a random share of its noisy
+ * steps. A step's loss is divided by pictures times steps of the update, so that an update averages over all of them.
+ */
+import { DanceError } from "../errors.js";
+import type { Pipeline } from "../models/types.js";
+import { type NativeOptimizer, type NoiseKey, type PolicyStepResult, native, runJob } from "../native.js";
+import { NOISE, type SamplePlan, type TakenStep, batches, guidanceOf, sharedEmbeddings, timestepOf } from "../sample/sampler.js";
+import type { LearningConfig } from "./config.js";
+import { type Sample, promptKey } from "./rollout.js";
+
+/** One transition to learn from. */
+interface Transition {
+  sample: Sample;
+  taken: TakenStep;
+  advantage: number;
+}
+
+export interface UpdateOptions {
+  learning: LearningConfig;
+  plan: SamplePlan;
+  seed: bigint;
+  iteration: number;
+  /** Blocks recomputed in backward: 0 none, -1 all. */
+  recomputeBlocks: number;
+  /** Of the next update, counted from 0 over the whole run. */
+  learningRate: (update: number) => number;
+  /** Updates done before this iteration. */
+  updatesDone: number;
+  signal?: AbortSignal;
+  onMicrobatch?: (done: number, all: number) => void;
+}
+
+/** What an iteration's updates were like. */
+export interface UpdateReport {
+  updates: number;
+  skipped: number;
+  /** Per transition, in order. */
+  ratios: number[];
+  losses: number[];
+  /** Ratios of the first update alone: exactly 1 in strict mode. */
+  firstRatios: number[];
+  clippedHigh: number;
+  clippedLow: number;
+  gradientNorms: number[];
+  learningRate: number;
+  /** Row-passes of the transformer, forward and backward. */
+  transitions: number;
+}
+
+/** 0 .. count - 1 in an order that depends on the key alone: sorted by keyed random bits. */
+export function keyedOrder(key: NoiseKey, count: number): number[] {
+  const draws = native().keyedNormal(key, count);
+  return Array.from({ length: count }, (_, i) => i).sort((a, b) => draws[a]! - draws[b]! || a - b);
+}
+
+/** How many of `noisy` steps are learned from, at least one. */
+export const trainedSteps = (noisy: number, fraction: number): number => Math.max(1, Math.trunc(noisy * fraction));
+
+function transitionsOf(sample: Sample, advantage: number, options: UpdateOptions): Transition[] {
+  const { steps } = sample.trajectory;
+  const key = { seed: options.seed, iteration: options.iteration, prompt: promptKey(sample.prompt), sample: sample.index, timestep: 0, purpose: NOISE.permutation };
+  const chosen = keyedOrder(key, steps.length).slice(0, trainedSteps(steps.length, options.learning.timestepFraction));
+  return chosen.map((index) => ({ sample, taken: steps[index]!, advantage }));
+}
+
+async function learn(
+  pipeline: Pipeline,
+  transitions: Transition[],
+  lossDivisor: number,
+  options: UpdateOptions,
+): Promise<PolicyStepResult> {
+  const { plan, learning } = options;
+  const rows = (which: "latents" | "next") => transitions.map(({ sample, taken }) => ({ tensor: taken[which], row: sample.row }));
+  const job = pipeline.transformer.policyStep({
+    ...sharedEmbeddings(transitions.map(({ sample }) => sample)),
+    latents: rows("latents"),
+    next: rows("next"),
+    timesteps: transitions.map(({ taken }) => timestepOf(plan, taken.step)),
+    guidance: guidanceOf(pipeline, plan, transitions.length),
+    gridRows: plan.grid.rows,
+    gridColumns: plan.grid.columns,
+    kind: plan.kinds[transitions[0]!.taken.step]!,
+    eta: plan.eta,
+    sigmas: transitions.map(({ taken }) => plan.sigmas[taken.step]!),
+    nextSigmas: transitions.map(({ taken }) => plan.sigmas[taken.step + 1]!),
+    oldLogProbs: transitions.map(({ sample, taken }) => taken.logProbs[sample.row]!),
+    advantages: transitions.map(({ advantage }) => advantage),
+    clipRange: learning.clipRange,
+    lossDivisor,
+    recomputeBlocks: options.recomputeBlocks,
+  });
+  return runJob(job, options.signal);
+}
+
+/** Learns from all samples of an iteration. `advantages` has one entry per sample. */
+export async function update(
+  pipeline: Pipeline,
+  optimizer: NativeOptimizer,
+  samples: Sample[],
+  advantages: number[],
+  options: UpdateOptions,
+): Promise<UpdateReport> {
+  const { learning } = options;
+  if (samples.length % learning.accumulate !== 0) {
+    throw new DanceError(
+      "ERR_OPTION",
+      `accumulate: expected a divisor of the ${samples.length} pictures of an iteration, got ${learning.accumulate}`,
+    );
+  }
+  const report: UpdateReport = { updates: 0, skipped: 0, ratios: [], losses: [], firstRatios: [], clippedHigh: 0, clippedLow: 0, gradientNorms: [], learningRate: 0, transitions: 0 };
+  const perSample = trainedSteps(samples[0]!.trajectory.steps.length, learning.timestepFraction);
+  const all = samples.length * perSample;
+  const order = samples.map((sample, i) => ({ sample, advantage: advantages[i]! }));
+  for (const part of batches(order, learning.accumulate)) {
+    const transitions = part.flatMap(({ sample, advantage }) => transitionsOf(sample, advantage, options));
+    for (const microbatch of batches(transitions, learning.microbatch)) {
+      const result = await learn(pipeline, microbatch, transitions.length, options);
+      note(report, microbatch, result, learning.clipRange);
+      options.onMicrobatch?.(report.transitions, all);
+    }
+    const rate = options.learningRate(options.updatesDone + report.updates);
+    const step = await runJob(optimizer.step(rate, learning.clipNorm), options.signal);
+    report.learningRate = rate;
+    report.gradientNorms.push(step.gradientNorm);
+    if (step.skipped) report.skipped++;
+    report.updates++;
+  }
+  return report;
+}
+
+function note(report: UpdateReport, transitions: Transition[], result: PolicyStepResult, clip: number): void {
+  transitions.forEach(({ advantage }, i) => {
+    const ratio = result.ratios[i]!;
+    report.ratios.push(ratio);
+    report.losses.push(result.losses[i]!);
+    if (report.updates === 0) report.firstRatios.push(ratio);
+    if (ratio > 1 + clip && advantage > 0) report.clippedHigh++;
+    if (ratio < 1 - clip && advantage < 0) report.clippedLow++;
+  });
+  report.transitions += transitions.length;
+}

@@ -1,0 +1,197 @@
+/**
+ * From noise to pictures: the loop over the noise levels. The network's work is one job per batch and step.
+ *
+ * Legend: B rows of a batch, L tokens, C packed channels.
+ */
+import { DanceError } from "../errors.js";
+import type { Pipeline, PromptEmbedding } from "../models/types.js";
+import { type NativeTensor, type NoiseKey, type StepKind, runJob } from "../native.js";
+import { networkGuidance, networkTimestep, sigmaSchedule } from "./schedule.js";
+
+/** Keeps draws for different purposes apart. */
+export const NOISE = { initial: 0, step: 1, evaluation: 2, permutation: 3, window: 4 } as const;
+
+/** Tokens of a picture: each covers twice the autoencoder's factor along a side. */
+export interface Grid {
+  rows: number;
+  columns: number;
+}
+
+/** @throws {DanceError} `ERR_OPTION` when the picture is not a whole number of tokens. */
+export function gridOf(pipeline: Pipeline, width: number, height: number): Grid {
+  const token = pipeline.vaeFactor * 2;
+  for (const [name, pixels] of Object.entries({ width, height })) {
+    if (!Number.isInteger(pixels) || pixels < token || pixels % token !== 0) {
+      throw new DanceError("ERR_OPTION", `${name}: expected a multiple of ${token} pixels, got ${pixels}`);
+    }
+  }
+  return { rows: height / token, columns: width / token };
+}
+
+/** How a whole picture is sampled; the same for all rows. */
+export interface SamplePlan {
+  grid: Grid;
+  /** steps + 1 noise levels. */
+  sigmas: Float32Array;
+  /** What kind of step each is. The last one is always taken without noise. */
+  kinds: StepKind[];
+  eta: number;
+  guidance: number;
+  integerTimesteps: boolean;
+  bf16Timesteps: boolean;
+}
+
+export interface PlanOptions {
+  width: number;
+  height: number;
+  steps: number;
+  shift: number | "dynamic";
+  kind: StepKind;
+  eta: number;
+  guidance: number;
+  integerTimesteps?: boolean;
+  bf16Timesteps?: boolean;
+  /** Steps outside are taken without noise. Default: all inside. */
+  window?: { first: number; size: number };
+}
+
+export function samplePlan(pipeline: Pipeline, options: PlanOptions): SamplePlan {
+  const grid = gridOf(pipeline, options.width, options.height);
+  const sigmas = sigmaSchedule(options.steps, options.shift, grid.rows * grid.columns, pipeline.scheduler);
+  const { first, size } = options.window ?? { first: 0, size: options.steps };
+  const noisy = (step: number) => step >= first && step < first + size && step < options.steps - 1;
+  return {
+    grid,
+    sigmas,
+    kinds: Array.from({ length: options.steps }, (_, step) => (noisy(step) ? options.kind : "ode")),
+    eta: options.eta,
+    guidance: options.guidance,
+    integerTimesteps: options.integerTimesteps ?? false,
+    bf16Timesteps: options.bf16Timesteps ?? false,
+  };
+}
+
+/** What the network is told about a step. */
+export const timestepOf = (plan: SamplePlan, step: number): number =>
+  networkTimestep(plan.sigmas[step]!, { integer: plan.integerTimesteps, bf16: plan.bf16Timesteps });
+
+export const guidanceOf = (pipeline: Pipeline, plan: SamplePlan, rows: number): number[] =>
+  pipeline.config.guidanceEmbeds ? Array(rows).fill(networkGuidance(plan.guidance, plan.bf16Timesteps)) : [];
+
+/** One picture to be sampled. */
+export interface SampleRow {
+  embedding: PromptEmbedding;
+  /** Key of the initial noise. */
+  initial: NoiseKey;
+  /** Key of the noise of a step. */
+  stepNoise(step: number): NoiseKey;
+}
+
+/** One noisy step that was taken: what the update learns from. */
+export interface TakenStep {
+  step: number;
+  latents: NativeTensor;
+  next: NativeTensor;
+  /** Per row. */
+  logProbs: Float32Array;
+}
+
+/** The way of one batch. The tensors belong to the caller. */
+export interface Trajectory extends Disposable {
+  /** [B, L, C]: the denoised estimate of the last step, which is decoded. */
+  readonly final: NativeTensor;
+  /** The noisy steps, in order; empty unless they were asked for. */
+  readonly steps: TakenStep[];
+}
+
+class BatchTrajectory implements Trajectory {
+  readonly final: NativeTensor;
+  readonly steps: TakenStep[];
+  constructor(final: NativeTensor, steps: TakenStep[]) {
+    this.final = final;
+    this.steps = steps;
+  }
+  [Symbol.dispose](): void {
+    this.final.dispose();
+    for (const { latents, next } of this.steps) {
+      latents.dispose();
+      next.dispose();
+    }
+  }
+}
+
+/** Distinct embeddings of the rows, and which one each row has. */
+export function sharedEmbeddings(rows: { embedding: PromptEmbedding }[]): {
+  prompts: number[];
+  text: NativeTensor[];
+  pooled: NativeTensor[];
+} {
+  const distinct = [...new Set(rows.map((row) => row.embedding))];
+  return {
+    prompts: rows.map((row) => distinct.indexOf(row.embedding)),
+    text: distinct.map((embedding) => embedding.text),
+    pooled: distinct.map((embedding) => embedding.pooled),
+  };
+}
+
+/**
+ * Samples one batch. With `keep` every noisy step's latents stay on the device with their log probabilities.
+ *
+ * The pictures of a row depend on its embedding and its keys alone, not on the batch.
+ */
+export async function sampleBatch(
+  pipeline: Pipeline,
+  plan: SamplePlan,
+  rows: SampleRow[],
+  options: { keep: boolean; signal?: AbortSignal },
+): Promise<Trajectory> {
+  const { signal } = options;
+  const shape = [plan.grid.rows * plan.grid.columns, pipeline.config.inChannels];
+  const guidance = guidanceOf(pipeline, plan, rows.length);
+  const shared = sharedEmbeddings(rows);
+  const steps: TakenStep[] = [];
+  const alive = new Set<NativeTensor>();
+  let latents = await runJob(pipeline.device.handle.noise(rows.map((row) => row.initial), shape), signal);
+  alive.add(latents);
+  try {
+    for (let step = 0; step < plan.kinds.length; step++) {
+      const kind = plan.kinds[step]!;
+      const result = await runJob(
+        pipeline.transformer.sampleStep({
+          ...shared,
+          latents: rows.map((_, row) => ({ tensor: latents, row })),
+          timesteps: Array(rows.length).fill(timestepOf(plan, step)),
+          guidance,
+          gridRows: plan.grid.rows,
+          gridColumns: plan.grid.columns,
+          kind,
+          eta: plan.eta,
+          sigmas: Array(rows.length).fill(plan.sigmas[step]!),
+          nextSigmas: Array(rows.length).fill(plan.sigmas[step + 1]!),
+          ...(kind === "ode" ? {} : { noise: rows.map((row) => row.stepNoise(step)) }),
+          denoised: false,
+        }),
+        signal,
+      );
+      alive.add(result.latents);
+      const kept = options.keep && kind !== "ode";
+      if (kept) steps.push({ step, latents, next: result.latents, logProbs: result.logProbs });
+      else if (!steps.some((taken) => taken.next === latents)) release(alive, latents);
+      latents = result.latents;
+    }
+    return new BatchTrajectory(latents, steps);
+  } catch (error) {
+    for (const tensor of alive) tensor.dispose();
+    throw error;
+  }
+}
+
+function release(alive: Set<NativeTensor>, tensor: NativeTensor): void {
+  alive.delete(tensor);
+  tensor.dispose();
+}
+
+/** Consecutive runs of at most `size` entries. */
+export function* batches<T>(entries: readonly T[], size: number): Generator<T[]> {
+  for (let start = 0; start < entries.length; start += size) yield entries.slice(start, start + size);
+}
