@@ -55,7 +55,9 @@ function smooth(plane: Float64Array, width: number, height: number): Float64Arra
 }
 
 function channel(picture: Picture, c: number): Float64Array {
-  return Float64Array.from({ length: picture.width * picture.height }, (_, i) => picture.data[3 * i + c]!);
+  const plane = new Float64Array(picture.width * picture.height);
+  for (let i = 0; i < plane.length; i++) plane[i] = picture.data[3 * i + c]!;
+  return plane;
 }
 
 const times = (a: Float64Array, b: Float64Array): Float64Array => a.map((v, i) => v * b[i]!);
