@@ -3,7 +3,7 @@
 # libstdc++ and libgcc are linked in. Two private copies of the unwinder in one process abort at the first exception that
 # goes from one binary to the other, so only the core holds the exception machinery; it exports that under a version name of its
 # own (exports.core.map), and addon, plugins and tests bind to it because they link the core first.
-# test/native/test_exceptions.cpp and test/packaging check it. Sanitizers bring a runtime of their own: plain linking there.
+# test/native/registry_test.cpp and test/packaging check it. Sanitizers bring a runtime of their own: plain linking there.
 include(CheckCXXSourceCompiles)
 set(CMAKE_REQUIRED_LINK_OPTIONS -static-libstdc++ -static-libgcc)
 check_cxx_source_compiles("#include <string>\nint main(int n, char**) { return std::string(n, 'x').size() == 7; }"
