@@ -16,10 +16,8 @@ void Shape::push_back(std::int64_t dim) {
   dims_[static_cast<std::size_t>(rank_++)] = dim;
 }
 
-int Shape::index(int axis) const {
-  const int position = axis < 0 ? axis + rank_ : axis;
-  require(position >= 0 && position < rank_, "ERR_SHAPE", "shape: expected an axis within ", string(), ", got ", axis);
-  return position;
+void Shape::refuse_axis(int axis) const {
+  fail("ERR_SHAPE", "shape: expected an axis within ", *this, ", got ", axis);
 }
 
 bool operator==(const Shape& a, const Shape& b) { return std::equal(a.begin(), a.end(), b.begin(), b.end()); }
@@ -27,8 +25,8 @@ bool operator==(const Shape& a, const Shape& b) { return std::equal(a.begin(), a
 std::int64_t Shape::numel() const {
   std::int64_t count = 1;
   for (std::int64_t dim : *this) {
-    require(dim >= 0, "ERR_SHAPE", "shape: expected dimensions of 0 or more, got ", string());
-    require(dim == 0 || count <= (std::int64_t{1} << 62) / dim, "ERR_SHAPE", "shape: ", string(), " is too large");
+    require(dim >= 0, "ERR_SHAPE", "shape: expected dimensions of 0 or more, got ", *this);
+    require(dim == 0 || count <= (std::int64_t{1} << 62) / dim, "ERR_SHAPE", "shape: ", *this, " is too large");
     count *= dim;
   }
   return count;

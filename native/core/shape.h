@@ -22,7 +22,12 @@ class Shape {
   std::int64_t& operator[](int axis) { return dims_[static_cast<std::size_t>(index(axis))]; }
   void push_back(std::int64_t dim);
   /// `axis` as 0..rank-1. Throws ERR_SHAPE when out of range.
-  int index(int axis) const;
+  int index(int axis) const {
+    const int position = axis < 0 ? axis + rank_ : axis;
+    if (position < 0 || position >= rank_) [[unlikely]]
+      refuse_axis(axis);
+    return position;
+  }
 
   const std::int64_t* begin() const { return dims_.data(); }
   const std::int64_t* end() const { return dims_.data() + rank_; }
@@ -34,6 +39,7 @@ class Shape {
   std::string string() const;
 
  private:
+  [[noreturn]] void refuse_axis(int axis) const;
   std::array<std::int64_t, kMaxRank> dims_{};
   int rank_ = 0;
 };
