@@ -25,20 +25,6 @@ Tensor matrix(Backend& backend, std::int64_t rows, std::int64_t columns, bool tu
                 : random_tensor(backend, {rows, columns}, seed, dtype);
 }
 
-std::vector<double> widened(const Tensor& matrix) {
-  std::vector<double> values;
-  values.reserve(static_cast<std::size_t>(matrix.numel()));
-  const std::int64_t row = matrix.strides()[0], column = matrix.strides()[1];
-  const auto read = [&](std::int64_t at) -> double {
-    if (matrix.dtype() == DType::f32) return matrix.data<float>()[at];
-    const std::uint16_t bits = matrix.data<std::uint16_t>()[at];
-    return matrix.dtype() == DType::bf16 ? bf16_to_f32(bits) : f16_to_f32(bits);
-  };
-  for (std::int64_t i = 0; i < matrix.dim(0); ++i)
-    for (std::int64_t j = 0; j < matrix.dim(1); ++j) values.push_back(read(i * row + j * column));
-  return values;
-}
-
 // Every element, or some thousand of a large product.
 void check_product(const Tensor& out, const std::vector<float>& before, const Tensor& a, const Tensor& b, const Tensor& bias,
                    const MatmulArgs& args, const std::string& what) {

@@ -69,6 +69,21 @@ inline double element(const Tensor& tensor, std::initializer_list<std::int64_t> 
   return value;
 }
 
+/// A matrix in row-major order.
+inline std::vector<double> widened(const Tensor& matrix) {
+  std::vector<double> values;
+  values.reserve(static_cast<std::size_t>(matrix.numel()));
+  const std::int64_t row = matrix.strides()[0], column = matrix.strides()[1];
+  const auto read = [&](std::int64_t at) -> double {
+    if (matrix.dtype() == DType::f32) return matrix.data<float>()[at];
+    const std::uint16_t bits = matrix.data<std::uint16_t>()[at];
+    return matrix.dtype() == DType::bf16 ? bf16_to_f32(bits) : f16_to_f32(bits);
+  };
+  for (std::int64_t i = 0; i < matrix.dim(0); ++i)
+    for (std::int64_t j = 0; j < matrix.dim(1); ++j) values.push_back(read(i * row + j * column));
+  return values;
+}
+
 inline std::vector<float> values_of(Backend& backend, const Tensor& tensor) {
   std::vector<float> values(static_cast<std::size_t>(tensor.numel()) + 1);
   backend.download(values.data(), tensor);

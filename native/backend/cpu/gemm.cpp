@@ -65,7 +65,7 @@ class Rectangle {
     strip_rows_ = std::min(strip_rows_, round_up(grid.rows, kernels.mr));
     b_at_ = strip_rows_ * line_room();
     c_at_ = b_at_ + grid.columns * blocks_.size;
-    size_ = c_at_ + (p.c_column == 1 ? 0 : grid.rows * grid.columns);
+    size_ = c_at_ + (in_place() ? 0 : grid.rows * grid.columns);
   }
 
   std::int64_t floats() const { return size_; }
@@ -75,19 +75,18 @@ class Rectangle {
     const std::int64_t outer = batch / p_.batch[1], inner = batch % p_.batch[1];
     a_ = entry(p_.a, outer, inner);
     b_ = entry(p_.b, outer, inner);
-    c_ = p_.c + outer * p_.c_batch[0] + inner * p_.c_batch[1] + row_ * p_.c_row + column_ * p_.c_column;
-    if (p_.c_column == 1) {
-      walk(c_, p_.c_row);
-    } else {
-      if (p_.accumulate) move_c<true>();
-      walk(memory_ + c_at_, columns_);
-      move_c<false>();
-    }
-    if (p_.finish && p_.c_column == 1)
-      p_.finish->call(p_.finish->self, c_, p_.c_row, batch_, row_, rows_, column_, columns_);
+    if (p_.c) c_ = p_.c + outer * p_.c_batch[0] + inner * p_.c_batch[1] + row_ * p_.c_row + column_ * p_.c_column;
+    float* c = in_place() ? c_ : memory_ + c_at_;
+    const std::int64_t c_row = in_place() ? p_.c_row : columns_;
+    if (!in_place() && p_.accumulate) move_c<true>();
+    walk(c, c_row);
+    if (p_.finish) p_.finish->call(p_.finish->self, c, c_row, batch_, row_, rows_, column_, columns_);
+    if (!in_place() && p_.c) move_c<false>();
   }
 
  private:
+  bool in_place() const { return p_.c && p_.c_column == 1; }
+
   static Panel entry(const Operand& operand, std::int64_t outer, std::int64_t inner) {
     Panel panel = operand.panel;
     if (!operand.gather) panel.data = shifted(panel, outer * operand.batch_stride[0] + inner * operand.batch_stride[1]);
@@ -151,7 +150,7 @@ class Rectangle {
         return;
       }
       kernels_.pack_interleaved(to, kernels_.mr, part, strip.rows, depth_);
-    } else {
+    } else if (depth_ > 0) {
       p_.a.gather->pack(p_.a.gather->self, to, kernels_.mr, batch_, row_ + i, strip.rows, k_, depth_);
     }
     strip.a_row = 1, strip.a_depth = kernels_.mr, strip.a_tile = kernels_.mr * depth_;
@@ -162,7 +161,7 @@ class Rectangle {
     strip.b = to;
     strip.b_depth = kernels_.nr;
     if (p_.b.gather) {
-      if (first) p_.b.gather->pack(p_.b.gather->self, to, kernels_.nr, batch_, column_ + j, strip.columns, k_, depth_);
+      if (first && depth_ > 0) p_.b.gather->pack(p_.b.gather->self, to, kernels_.nr, batch_, column_ + j, strip.columns, k_, depth_);
       return;
     }
     Panel part = b_;

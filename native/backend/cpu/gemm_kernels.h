@@ -7,8 +7,12 @@
 #include <cstdint>
 
 #include "backend/cpu/panel.h"
+#include "backend/cpu/patches.h"
 
 namespace danceflux::cpu {
+
+/// No block of K is longer.
+constexpr std::int64_t kMaxDepth = 576;
 
 /// A strip of C: up to `rows` x `columns` (columns <= nr), for one block of K.
 struct StripArgs {
@@ -38,6 +42,12 @@ struct GemmKernels {
   void (*pack_interleaved)(float* to, int width, const Panel& panel, std::int64_t lines, std::int64_t depth);
   /// to[line * to_line + k] = panel(line, k), for panels whose depth stride is 1.
   void (*pack_rows)(float* to, std::int64_t to_line, const Panel& panel, std::int64_t lines, std::int64_t depth);
+  /// One sliver of at most `width` lines. Lines are pixels and k runs over taps:
+  void (*pack_pixels)(float* to, int width, const Patches& patches, std::int64_t first_pixel, std::int64_t pixels,
+                      std::int64_t first_tap, std::int64_t taps);
+  /// Lines are taps and k runs over pixels (at most kMaxDepth):
+  void (*pack_taps)(float* to, int width, const Patches& patches, std::int64_t first_tap, std::int64_t taps,
+                    std::int64_t first_pixel, std::int64_t pixels);
 };
 
 }  // namespace danceflux::cpu

@@ -2,20 +2,12 @@
 //
 // M rows, N columns, K depth; up to two batch axes in front.
 #include "backend/cpu/gemm.h"
+#include "backend/cpu/operand.h"
 #include "backend/cpu/row_kernels.h"
 #include "core/error.h"
 
 namespace danceflux::cpu {
 namespace {
-
-Store store_of(const char* op, DType dtype) {
-  switch (dtype) {
-    case DType::f32: return Store::f32;
-    case DType::bf16: return Store::bf16;
-    case DType::f16: return Store::f16;
-    default: fail("ERR_DTYPE", op, ": expected f32, bf16 or f16, got ", name_of(dtype));
-  }
-}
 
 // Lines along `line_axis`, depth along the other of the last two axes.
 Operand operand_of(const Tensor& tensor, int line_axis, int depth_axis, int batch_axes) {
