@@ -1,16 +1,18 @@
-"""Trains the FLUX transformer and its T5 encoder. Usage: train_flow.py VAE_DIR CLIP_DIR OUT_DIR [CLEAN MIXED].
+"""Trains the FLUX transformer and its T5 encoder.
 
-CLEAN steps on true captions teach the shapes; MIXED further steps replace attributes of the caption at random, so that
-the base model draws sharp pictures that are often not what the caption says: what reinforcement learning can mend.
+Usage: train_flow.py VAE_DIR CLIP_DIR OUT_DIR STEPS [--from FLOW_DIR].
+The first phase, on true captions at a constant rate, teaches the shapes. The second, with --from, replaces attributes of
+the caption at random while the rate falls to zero, so that the base model draws sharp pictures that are often not what
+the caption says: what reinforcement learning can mend.
 """
+import argparse
 import copy
-import sys
 import time
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
-from transformers import CLIPModel
+from diffusers import AutoencoderKL, FluxTransformer2DModel
+from transformers import CLIPModel, T5EncoderModel
 
 import check
 import flux
@@ -18,8 +20,8 @@ import text_files
 import train_clip
 import world
 
-BATCH = 96
-RENDERINGS = 100
+BATCH = 48
+RENDERINGS = 48
 WRONG = (0.45, 0.45, 0.45, 0.45)  # probability that an attribute of the caption is drawn anew in the mixed phase
 
 
@@ -54,15 +56,15 @@ def flow_loss(model, x, condition, generator):
 
 
 class Trainer:
-    def __init__(self, vae_dir, clip_dir, out):
-        self.out = Path(out)
-        self.generator = torch.Generator().manual_seed(22)
-        self.vae = AutoencoderKL.from_pretrained(vae_dir).eval().to(memory_format=torch.channels_last)
-        self.clip = CLIPModel.from_pretrained(clip_dir).eval()
+    def __init__(self, args):
+        self.out, self.mixed = Path(args.out), args.base is not None
+        self.generator = torch.Generator().manual_seed(23 if self.mixed else 22)
+        self.vae = AutoencoderKL.from_pretrained(args.vae).eval().to(memory_format=torch.channels_last)
+        self.clip = CLIPModel.from_pretrained(args.clip).eval()
         tokenizer = text_files.write_clip_tokenizer(self.out / "tokenizer")
-        self.tokenizer_2 = text_files.write_t5_tokenizer(self.out / "tokenizer_2")
+        tokenizer_2 = text_files.write_t5_tokenizer(self.out / "tokenizer_2")
         captions = [world.caption(l) for l in world.all_labels()]
-        self.t5_ids = text_files.token_ids(self.tokenizer_2, captions, text_files.T5_LENGTH)
+        self.t5_ids = text_files.token_ids(tokenizer_2, captions, text_files.T5_LENGTH)
         with torch.no_grad():
             ids = text_files.token_ids(tokenizer, captions)
             self.pooled = self.clip.text_model(input_ids=ids).pooler_output
@@ -70,19 +72,28 @@ class Trainer:
         self.labels, latents = encode_world(self.vae, self.generator)
         self.vae.register_to_config(scaling_factor=float(1 / latents.std()), shift_factor=float(latents.mean()))
         self.tokens = flux.pack((latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor)
-        print("latent channel mean", latents.mean((0, 2, 3)), "std", latents.std((0, 2, 3)), flush=True)
-        self.model = flux.build_transformer()
-        self.t5 = flux.build_t5(self.tokenizer_2)
+        self.model, self.t5 = self.networks(args.base, tokenizer_2)
         self.nets = torch.nn.ModuleList([self.model, self.t5])
         self.average = copy.deepcopy(self.nets).eval()
+
+    def networks(self, base, tokenizer_2):
+        if base is None:
+            return flux.build_transformer(), flux.build_t5(tokenizer_2)
+        base = Path(base)
+        # The latents were scaled for the first phase; the second must see the same numbers.
+        config = AutoencoderKL.load_config(base / "vae")
+        for key in ("scaling_factor", "shift_factor"):
+            assert abs(config[key] - self.vae.config[key]) < 0.02, f"{key}: {config[key]} became {self.vae.config[key]}"
+        return (FluxTransformer2DModel.from_pretrained(base / "transformer"),
+                T5EncoderModel.from_pretrained(base / "text_encoder_2"))
 
     def condition(self, rows, nets):
         return flux.Condition(nets[1](self.t5_ids[rows]).last_hidden_state, self.pooled[rows])
 
-    def step(self, mixed, optimizer):
+    def step(self, optimizer):
         pick = torch.randint(len(self.labels), (BATCH,), generator=self.generator)
         labels = self.labels[pick]
-        if mixed:
+        if self.mixed:
             labels = mix_captions(labels, self.generator)
         loss = flow_loss(self.model, self.tokens[pick], self.condition(caption_row(labels), self.nets), self.generator)
         optimizer.zero_grad()
@@ -109,33 +120,40 @@ class Trainer:
         return (f"reward {reward.mean():.3f} bits {['%.2f' % b for b in bits]} mean {bits.mean():.3f} "
                 f"legible {['%.2f' % b for b in legible]}")
 
-    def phase(self, steps, peak, mixed, every=250):
-        optimizer = torch.optim.AdamW(self.nets.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=0.01)
+    def learning_rate(self, step, steps):
+        warm = min(1.0, (step + 1) / 50)
+        return 1e-3 * warm * (1 - step / steps) if self.mixed else 1.5e-3 * warm
+
+    def train(self, steps, every=250):
+        optimizer = torch.optim.AdamW(self.nets.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
         start, losses = time.time(), []
         for step in range(steps):
             for group in optimizer.param_groups:
-                group["lr"] = peak * min(1.0, (step + 1) / 50) * min(1.0, (steps - step) / (0.7 * steps))
-            losses.append(self.step(mixed, optimizer))
-            self.blend(step + (steps if mixed else 0))
+                group["lr"] = self.learning_rate(step, steps)
+            losses.append(self.step(optimizer))
+            self.blend(step)
             if step % 50 == 49:
                 print(f"step {step + 1} {time.time() - start:.0f}s loss {sum(losses[-50:]) / 50:.4f}", flush=True)
             if step % every == every - 1 or step + 1 == steps:
                 print(self.evaluate(), flush=True)
-                self.save("mixed" if mixed else "clean")
+                self.save()
 
-    def save(self, name):
-        self.average[0].save_pretrained(self.out / name / "transformer")
-        self.average[1].save_pretrained(self.out / name / "text_encoder_2")
-        self.vae.save_pretrained(self.out / name / "vae")
+    def save(self):
+        self.average[0].save_pretrained(self.out / "transformer")
+        self.average[1].save_pretrained(self.out / "text_encoder_2")
+        self.vae.save_pretrained(self.out / "vae")
 
 
-def main(vae_dir, clip_dir, out, clean, mixed):
+def main(args):
     torch.manual_seed(21)
-    trainer = Trainer(vae_dir, clip_dir, out)
-    trainer.phase(clean, 2e-3, mixed=False)
-    trainer.phase(mixed, 7e-4, mixed=True)
+    Trainer(args).train(args.steps)
 
 
 if __name__ == "__main__":
-    counts = [int(v) for v in sys.argv[4:6]] or [3000, 700]
-    main(*sys.argv[1:4], *counts)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("vae")
+    parser.add_argument("clip")
+    parser.add_argument("out")
+    parser.add_argument("steps", type=int)
+    parser.add_argument("--from", dest="base")
+    main(parser.parse_args())

@@ -46,6 +46,19 @@ def near_linear_init(vae):
     vae.encoder.conv_out.bias[vae.config.latent_channels:] = -4.0
 
 
+@torch.no_grad()
+def equalise_channels(vae, generator):
+    """Gives every latent channel the same spread without changing any picture: the encoder's last rows are divided and
+    the decoder's first columns multiplied, so that flow noise ruins no channel before the others."""
+    pictures = world.render(world.all_labels().repeat(4, 1), generator)
+    spread = vae.encode(pictures).latent_dist.mean.std((0, 2, 3))
+    n = len(spread)
+    vae.encoder.conv_out.weight[:n] /= spread.view(-1, 1, 1, 1)
+    vae.encoder.conv_out.bias[:n] /= spread
+    vae.encoder.conv_out.bias[n:] -= 2 * spread.log()
+    vae.decoder.conv_in.weight *= spread.view(1, -1, 1, 1)
+
+
 def picture_loss(output, pictures):
     """(loss, l1, chroma): chroma and edges are weighed extra, being what blurred averages lose first."""
     error = output - pictures
@@ -112,6 +125,10 @@ def main(args):
         if step % 1000 == 999 or step + 1 == args.steps:
             print(evaluate(vae, torch.Generator().manual_seed(3)), flush=True)
             vae.save_pretrained(args.out)
+    if not args.base:
+        equalise_channels(vae, torch.Generator().manual_seed(6))
+        vae.save_pretrained(args.out)
+        print("equalised:", evaluate(vae, torch.Generator().manual_seed(3)), flush=True)
 
 
 if __name__ == "__main__":
