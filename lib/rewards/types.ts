@@ -1,13 +1,8 @@
 /** One interface for everything that scores pictures. */
+import type { Picture } from "../image/index.js";
 import type { NativeTensor } from "../native.js";
 
-/** A picture on the host: 8-bit RGB, row-major. */
-export interface Picture {
-  width: number;
-  height: number;
-  /** width * height * 3 bytes. */
-  data: Uint8Array;
-}
+export type { Picture };
 
 /** What a reward is asked to score. All arrays have one entry per picture. */
 export interface ScoreRequest {

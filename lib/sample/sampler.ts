@@ -52,7 +52,7 @@ export interface PlanOptions {
   integerTimesteps?: boolean;
   bf16Timesteps?: boolean;
   /** Steps outside are taken without noise. Default: all inside. */
-  window?: { first: number; size: number };
+  window?: { first: number; size: number } | undefined;
 }
 
 export function samplePlan(pipeline: Pipeline, options: PlanOptions): SamplePlan {

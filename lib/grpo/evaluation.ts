@@ -1,0 +1,119 @@
+/** How good the model is on prompts that it never learns from, always at the same noise. */
+import { mkdir, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { AsyncImageWriter } from "../image/index.js";
+import type { Pipeline, PromptEmbedding } from "../models/types.js";
+import type { NoiseKey } from "../native.js";
+import { type RewardScores, type WeightedReward, appendScores, scoreAll, scoreRequest } from "../rewards/scorer.js";
+import type { Picture } from "../rewards/types.js";
+import { NOISE, type SamplePlan, batches, sampleBatch } from "../sample/sampler.js";
+import type { EmbeddingStore } from "./embeddings.js";
+import { promptKey } from "./rollout.js";
+
+export interface EvaluationOptions {
+  prompts: string[];
+  picturesPerPrompt: number;
+  batch: number;
+  /** How many pictures are saved. */
+  save: number;
+  seed: bigint;
+  iteration: number;
+  /** Folder for the pictures and their list. */
+  folder: string;
+  signal?: AbortSignal;
+  onBatch?: (done: number, all: number) => void;
+}
+
+/** One saved picture, as `pictures.json` lists it. */
+export interface SavedPicture {
+  file: string;
+  prompt: string;
+  scores: Record<string, number>;
+}
+
+export interface EvaluationResult {
+  pictures: number;
+  scores: RewardScores[];
+  saved: SavedPicture[];
+}
+
+const evaluationKey = (seed: bigint, prompt: string, sample: number, timestep: number): NoiseKey => ({
+  seed,
+  iteration: 0,
+  prompt: promptKey(prompt),
+  sample,
+  timestep,
+  purpose: NOISE.evaluation,
+});
+
+/** Samples and scores the held-out prompts. */
+export async function evaluate(
+  pipeline: Pipeline,
+  plan: SamplePlan,
+  embeddings: EmbeddingStore,
+  rewards: WeightedReward[],
+  options: EvaluationOptions,
+): Promise<EvaluationResult> {
+  const { signal } = options;
+  const wanted = options.prompts.flatMap((prompt) =>
+    Array.from({ length: options.picturesPerPrompt }, (_, sample) => ({ prompt, sample })),
+  );
+  await mkdir(options.folder, { recursive: true });
+  const writer = new AsyncImageWriter();
+  const saved: SavedPicture[] = [];
+  let scores: RewardScores[] = [];
+  let done = 0;
+  for (const batch of batches(wanted, options.batch)) {
+    const uploaded = new Map<string, PromptEmbedding>();
+    try {
+      for (const { prompt } of batch) {
+        if (!uploaded.has(prompt)) uploaded.set(prompt, await embeddings.upload(prompt, signal));
+      }
+      const rows = batch.map(({ prompt, sample }) => ({
+        embedding: uploaded.get(prompt)!,
+        initial: evaluationKey(options.seed, prompt, sample, 0),
+        stepNoise: (step: number) => evaluationKey(options.seed, prompt, sample, step + 1),
+      }));
+      using trajectory = await sampleBatch(pipeline, plan, rows, { keep: false, signal });
+      const images = await pipeline.decode(trajectory.final, plan.grid.rows, plan.grid.columns, signal);
+      try {
+        const request = scoreRequest(pipeline.device.handle, images, batch.map((entry) => entry.prompt), options.iteration, signal);
+        const batchScores = await scoreAll(rewards, request);
+        scores = appendScores(scores, batchScores);
+        if (done < options.save) {
+          saved.push(...(await save(writer, options, await request.pictures(), batch, batchScores, done)));
+        }
+      } finally {
+        images.dispose();
+      }
+    } finally {
+      for (const embedding of uploaded.values()) embedding[Symbol.dispose]();
+    }
+    done += batch.length;
+    options.onBatch?.(done, wanted.length);
+  }
+  await writer.flush();
+  await writeFile(join(options.folder, "pictures.json"), `${JSON.stringify(saved, null, 1)}\n`);
+  return { pictures: done, scores, saved };
+}
+
+async function save(
+  writer: AsyncImageWriter,
+  options: EvaluationOptions,
+  pictures: Picture[],
+  batch: { prompt: string }[],
+  scores: RewardScores[],
+  first: number,
+): Promise<SavedPicture[]> {
+  const saved: SavedPicture[] = [];
+  for (const [i, picture] of pictures.slice(0, options.save - first).entries()) {
+    const file = `${String(first + i).padStart(4, "0")}.png`;
+    await writer.write(join(options.folder, file), picture);
+    saved.push({
+      file,
+      prompt: batch[i]!.prompt,
+      scores: Object.fromEntries(scores.map((entry) => [entry.name, entry.scores[i]!])),
+    });
+  }
+  return saved;
+}

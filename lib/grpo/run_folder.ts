@@ -1,0 +1,51 @@
+/** The folder of a run: whose it is, and what is in it. */
+import { access, constants, mkdir, readFile, readdir } from "node:fs/promises";
+import { join } from "node:path";
+import { DanceError } from "../errors.js";
+import { writeAtomically } from "../models/save.js";
+import type { TrainConfig } from "./config.js";
+import { configHash } from "./validate.js";
+
+const CONFIG = "config.json";
+
+/**
+ * Makes the folder, or makes sure that it holds an earlier part of the same run.
+ *
+ * @throws {DanceError} `ERR_OUTPUT` when it cannot be written, holds something else, or a run with other options.
+ */
+export async function openRunFolder(config: TrainConfig): Promise<void> {
+  const { folder } = config.output;
+  try {
+    await mkdir(folder, { recursive: true });
+    await access(folder, constants.W_OK | constants.X_OK);
+  } catch (cause) {
+    throw new DanceError("ERR_OUTPUT", `${folder}: cannot be written (${(cause as Error).message})`, { cause });
+  }
+  const names = await readdir(folder);
+  if (names.length > 0) await checkSameRun(config, names);
+  await writeAtomically(join(folder, CONFIG), `${JSON.stringify({ hash: configHash(config), config }, null, 2)}\n`);
+}
+
+async function checkSameRun(config: TrainConfig, names: string[]): Promise<void> {
+  const { folder } = config.output;
+  if (!names.includes(CONFIG)) {
+    throw new DanceError("ERR_OUTPUT", `${folder}: expected an empty folder or a run to resume, got ${names.length} other files`);
+  }
+  let hash: unknown;
+  try {
+    hash = (JSON.parse(await readFile(join(folder, CONFIG), "utf8")) as { hash?: unknown }).hash;
+  } catch (cause) {
+    throw new DanceError("ERR_OUTPUT", `${join(folder, CONFIG)}: expected the configuration of a run`, { cause });
+  }
+  if (hash !== configHash(config)) {
+    throw new DanceError("ERR_OUTPUT", `${folder}: it holds a run with other options`, {
+      hint: "choose another output.folder, or use the same options to resume",
+    });
+  }
+}
+
+export const evaluationFolder = (runFolder: string, iteration: number): string =>
+  join(runFolder, "evaluation", String(iteration).padStart(6, "0"));
+
+export const picturesFolder = (runFolder: string, iteration: number): string =>
+  join(runFolder, "pictures", String(iteration).padStart(6, "0"));

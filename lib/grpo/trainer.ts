@@ -1,0 +1,77 @@
+/** Training a pipeline's transformer with DanceGRPO (Xue et al. 2025): the public face. The loop is in session.ts. */
+import type { Pipeline } from "../models/types.js";
+import type { WeightedReward } from "../rewards/scorer.js";
+import type { Reward } from "../rewards/types.js";
+import type { PartialConfig, TrainConfig } from "./config.js";
+import type { EvaluationResult } from "./evaluation.js";
+import type { EvaluationMetrics, IterationMetrics, StageSeconds } from "./metrics.js";
+import { Session } from "./session.js";
+import { completeConfig } from "./validate.js";
+
+export interface TrainerOptions extends Omit<PartialConfig, "model" | "rewards" | "device"> {
+  pipeline: Pipeline;
+  /** One reward, or a weighted mixture. They stay the caller's to dispose. */
+  reward?: Reward;
+  rewards?: WeightedReward[];
+  /** Default: the training rewards. */
+  evaluationRewards?: WeightedReward[];
+}
+
+/** What the trainer is doing, for people who wait. */
+export interface Progress {
+  stage: keyof StageSeconds;
+  iteration: number;
+  done: number;
+  all: number;
+}
+
+export interface RunOptions {
+  /** Stops at once; what was not saved is lost. */
+  signal?: AbortSignal;
+  /** Asks for an end: a running rollout is given up, a running update is finished, a checkpoint is written. */
+  stop?: AbortSignal;
+  onProgress?: (progress: Progress) => void;
+  onEvaluation?: (metrics: EvaluationMetrics, result: EvaluationResult) => void;
+}
+
+/** What a session works with. */
+export interface TrainerParts {
+  config: TrainConfig;
+  pipeline: Pipeline;
+  rewards: WeightedReward[];
+  evaluationRewards: WeightedReward[];
+}
+
+/** Trains a pipeline's transformer. */
+export class GrpoTrainer {
+  readonly config: TrainConfig;
+  readonly #parts: TrainerParts;
+
+  /** @throws {DanceError} `ERR_OPTION` for options that cannot be. */
+  constructor({ pipeline, reward, rewards, evaluationRewards, ...options }: TrainerOptions) {
+    const mixture = rewards ?? (reward ? [{ reward, weight: 1 }] : []);
+    this.config = completeConfig({
+      ...options,
+      model: { path: pipeline.folder, dtype: pipeline.weights },
+      device: { name: pipeline.device.name },
+      rewards: mixture.map((entry) => ({ type: entry.reward.name, weight: entry.weight })),
+    });
+    this.#parts = { config: this.config, pipeline, rewards: mixture, evaluationRewards: evaluationRewards ?? mixture };
+  }
+
+  /**
+   * Runs until the configured number of iterations is done, yielding the metrics of each. A run folder that holds checkpoints of the same
+   * configuration is resumed; iteration n then is bit for bit what an uninterrupted run would have given.
+   *
+   * @throws {DanceError} `ERR_OUTPUT` when the run folder belongs to something else or cannot be written; `ERR_REWARD`, `ERR_CHECKPOINT`,
+   * `ERR_PROMPTS`; what was learned until the last checkpoint is kept in every case.
+   */
+  async *run(options: RunOptions = {}): AsyncGenerator<IterationMetrics> {
+    const session = await Session.open(this.#parts, options);
+    try {
+      yield* session.iterations();
+    } finally {
+      await session.close();
+    }
+  }
+}

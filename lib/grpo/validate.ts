@@ -1,0 +1,223 @@
+/**
+ * Checking a configuration before anything is loaded. One table says what each option may be; an error names the option, what it got and
+ * what it may be, and for an unknown one the nearest that is known.
+ */
+import { createHash } from "node:crypto";
+import { DanceError } from "../errors.js";
+import { type PartialConfig, type TrainConfig, defaults } from "./config.js";
+import { preset } from "./presets.js";
+
+/** Undefined: fine. Otherwise what was expected. */
+type Check = (value: unknown) => string | undefined;
+
+const check =
+  (expected: string, holds: (value: unknown) => boolean): Check =>
+  (value) =>
+    holds(value) ? undefined : expected;
+
+const isNumber = (value: unknown): value is number => typeof value === "number" && Number.isFinite(value);
+const count = (least: number): Check =>
+  check(`a whole number of ${least} or more`, (value) => Number.isSafeInteger(value) && (value as number) >= least);
+const between = (low: number, high: number): Check =>
+  check(`a number from ${low} to ${high}`, (value) => isNumber(value) && value >= low && value <= high);
+const atLeast = (low: number): Check => check(`a number of ${low} or more`, (value) => isNumber(value) && value >= low);
+const above = (low: number): Check => check(`a number above ${low}`, (value) => isNumber(value) && value > low);
+const oneOf = (...allowed: unknown[]): Check =>
+  check(`one of ${allowed.map((entry) => JSON.stringify(entry)).join(", ")}`, (value) => allowed.includes(value));
+const text: Check = check("a text that is not empty", (value) => typeof value === "string" && value !== "");
+const flag: Check = check("true or false", (value) => typeof value === "boolean");
+const texts: Check = check(
+  "a list of texts",
+  (value) => Array.isArray(value) && value.every((entry) => typeof entry === "string"),
+);
+const textOrTexts: Check = (value) => (typeof value === "string" ? undefined : texts(value) && "a file or a list of prompts");
+const either =
+  (...checks: Check[]): Check =>
+  (value) => {
+    const expected = checks.map((entry) => entry(value));
+    return expected.includes(undefined) ? undefined : expected.join(", or ");
+  };
+const anything: Check = () => undefined;
+const regexps: Check = check("a list of regular expressions", (value) => {
+  if (texts(value)) return false;
+  return (value as string[]).every((entry) => {
+    try {
+      return new RegExp(entry) !== undefined;
+    } catch {
+      return false;
+    }
+  });
+});
+
+/** Every option by its dotted name. `device.*` beyond the name and rewards are checked by those who read them. */
+const CHECKS: Readonly<Record<string, Check>> = {
+  preset: text,
+  "model.path": text,
+  "model.dtype": oneOf("f32", "bf16", "f16"),
+  "device.name": text,
+  prompts: textOrTexts,
+  promptsPerIteration: count(1),
+  groupSize: count(2),
+  iterations: count(1),
+  seed: count(0),
+  embeddingCache: text,
+  "sampling.width": count(16),
+  "sampling.height": count(16),
+  "sampling.steps": count(2),
+  "sampling.shift": either(above(0), oneOf("dynamic")),
+  "sampling.guidance": atLeast(0),
+  "sampling.kind": oneOf("dance-sde", "flow-sde", "cps"),
+  "sampling.eta": above(0),
+  "sampling.window.size": count(1),
+  "sampling.window.stride": count(1),
+  "sampling.window.interval": count(1),
+  "sampling.window.strategy": oneOf("progressive", "random"),
+  "sampling.batch": count(1),
+  "sampling.sameNoise": flag,
+  "learning.learningRate": atLeast(0),
+  "learning.schedule": oneOf("constant", "linear"),
+  "learning.warmup": count(0),
+  "learning.adam.beta1": between(0, 0.9999999),
+  "learning.adam.beta2": between(0, 0.9999999),
+  "learning.adam.eps": above(0),
+  "learning.adam.weightDecay": atLeast(0),
+  "learning.clipNorm": atLeast(0),
+  "learning.clipRange": above(0),
+  "learning.clipAdvantage": above(0),
+  "learning.advantage": oneOf("group", "batch"),
+  "learning.timestepFraction": between(0, 1),
+  "learning.accumulate": count(1),
+  "learning.microbatch": count(1),
+  "learning.recompute": either(oneOf("none", "all", "auto"), count(0)),
+  "learning.emaDecay": between(0, 0.9999999),
+  "learning.lora.rank": count(1),
+  "learning.lora.alpha": above(0),
+  "learning.lora.targets": texts,
+  "learning.trainable": regexps,
+  rewards: check("a list of at least one reward", (value) => Array.isArray(value) && value.length > 0),
+  "evaluation.every": count(0),
+  "evaluation.prompts": textOrTexts,
+  "evaluation.picturesPerPrompt": count(1),
+  "evaluation.rewards": check("a list of rewards", Array.isArray),
+  "evaluation.steps": count(1),
+  "evaluation.kind": oneOf("ode", "dance-sde", "flow-sde", "cps"),
+  "evaluation.batch": count(1),
+  "evaluation.save": count(0),
+  "output.folder": text,
+  "output.checkpointEvery": count(0),
+  "output.keep": count(1),
+  "output.picturesEvery": count(0),
+  "compat.bf16Timesteps": flag,
+  "compat.integerTimesteps": flag,
+  "compat.sameOrderEveryEpoch": flag,
+  "compat.noiseSharedAcrossPrompts": flag,
+};
+
+/** Options whose inside is somebody else's to check. */
+const OPEN = (name: string) => name.startsWith("device.") && name !== "device.name";
+
+const isObject = (value: unknown): value is Record<string, unknown> =>
+  value !== null && typeof value === "object" && !Array.isArray(value);
+
+function* leaves(value: Record<string, unknown>, prefix = ""): Generator<[string, unknown]> {
+  for (const [key, entry] of Object.entries(value)) {
+    if (entry === undefined) continue;
+    const name = prefix + key;
+    if (isObject(entry) && CHECKS[name] === undefined) yield* leaves(entry, `${name}.`);
+    else yield [name, entry];
+  }
+}
+
+/** Fewest single-letter changes between two words. */
+export function editDistance(a: string, b: string): number {
+  let row = Array.from({ length: b.length + 1 }, (_, j) => j);
+  for (let i = 1; i <= a.length; i++) {
+    const next = [i];
+    for (let j = 1; j <= b.length; j++) {
+      next.push(Math.min(row[j]! + 1, next[j - 1]! + 1, row[j - 1]! + (a[i - 1] === b[j - 1] ? 0 : 1)));
+    }
+    row = next;
+  }
+  return row[b.length]!;
+}
+
+function nearest(name: string): string {
+  const known = Object.keys(CHECKS);
+  return known.reduce((best, entry) => (editDistance(entry, name) < editDistance(best, name) ? entry : best));
+}
+
+/** @throws {DanceError} `ERR_OPTION` for the first option that is unknown or cannot be what it is. */
+export function checkOptions(config: PartialConfig): void {
+  for (const [name, value] of leaves(config as Record<string, unknown>)) {
+    const known = CHECKS[name] ?? (OPEN(name) ? anything : undefined);
+    if (!known) {
+      throw new DanceError("ERR_OPTION", `config: ${name}: expected a known option, got none of that name`, {
+        hint: `the nearest is ${nearest(name)}`,
+      });
+    }
+    const expected = known(value);
+    if (expected) {
+      throw new DanceError("ERR_OPTION", `config: ${name}: expected ${expected}, got ${JSON.stringify(value)}`);
+    }
+  }
+}
+
+function merge<T>(base: T, over: unknown): T {
+  if (!isObject(base) || !isObject(over)) return (over === undefined ? base : over) as T;
+  const result: Record<string, unknown> = { ...base };
+  for (const [key, value] of Object.entries(over)) result[key] = merge(result[key], value);
+  return result as T;
+}
+
+function refuse(name: string, expected: string, got: unknown): never {
+  throw new DanceError("ERR_OPTION", `config: ${name}: expected ${expected}, got ${JSON.stringify(got)}`);
+}
+
+// What single options cannot tell.
+function checkTogether(config: TrainConfig): void {
+  const { sampling, learning } = config;
+  const pictures = config.promptsPerIteration * config.groupSize;
+  if (pictures % learning.accumulate !== 0) {
+    refuse("learning.accumulate", `a divisor of the ${pictures} pictures of an iteration`, learning.accumulate);
+  }
+  if (sampling.window && sampling.window.size >= sampling.steps) {
+    refuse("sampling.window.size", `less than the ${sampling.steps} steps`, sampling.window.size);
+  }
+  if (sampling.kind === "cps" && sampling.eta > 1) refuse("sampling.eta", "at most 1 for cps", sampling.eta);
+  if (learning.lora && learning.trainable) refuse("learning.trainable", "nothing beside learning.lora", learning.trainable);
+  if (config.evaluation.every > 0 && config.evaluation.prompts.length === 0) {
+    refuse("evaluation.prompts", "held-out prompts when evaluation.every is above 0", config.evaluation.prompts);
+  }
+}
+
+/**
+ * A complete configuration: defaults, then the preset, then what the user wrote.
+ *
+ * @throws {DanceError} `ERR_OPTION` naming the option.
+ */
+export function completeConfig(config: PartialConfig): TrainConfig {
+  checkOptions(config);
+  const { preset: name, ...own } = config;
+  const base = name === undefined ? {} : preset(name);
+  const complete = merge(merge(structuredClone(defaults) as unknown as TrainConfig, base), own);
+  for (const required of ["model", "prompts", "rewards"] as const) {
+    if (complete[required] === undefined) refuse(required, "a value", undefined);
+  }
+  checkOptions(complete as unknown as PartialConfig);
+  checkTogether(complete);
+  return complete;
+}
+
+/** A hash of everything that changes what a run computes; where it writes and how often it saves is left out. */
+export function configHash(config: TrainConfig): string {
+  const { output: _output, embeddingCache: _cache, iterations: _iterations, ...rest } = config;
+  // A linear schedule ends at the last iteration, so there the number of iterations matters too.
+  const computing = config.learning.schedule === "linear" ? { ...rest, iterations: config.iterations } : rest;
+  return createHash("sha256").update(canonical(computing)).digest("hex").slice(0, 16);
+}
+
+function canonical(value: unknown): string {
+  if (!isObject(value)) return JSON.stringify(value) ?? "null";
+  const keys = Object.keys(value).sort();
+  return `{${keys.map((key) => `${JSON.stringify(key)}:${canonical(value[key])}`).join(",")}}`;
+}
