@@ -13,7 +13,8 @@ class Json {
  public:
   enum class Kind : std::uint8_t { null, boolean, number, string, array, object };
 
-  /// Parses exactly one value. Throws Error(code) as "<what>: expected ... at byte N". Depth is bounded by 32.
+  /// Parses exactly one value. Throws Error(code) as "<what>: expected ... at byte N". Depth is bounded
+  /// by 32.
   static Json parse(std::string_view text, const char* code, std::string_view what);
 
   Kind kind() const { return kind_; }
@@ -40,5 +41,10 @@ class Json {
 
 /// `text` as a JSON string, quotes included.
 std::string json_quote(std::string_view text);
+/// Well-formed UTF-8: no overlong forms, no surrogates, nothing past U+10FFFF.
+bool is_utf8(std::string_view text);
+/// `text` from outside, fit for a message of one line: control characters and bytes that are not UTF-8
+/// escaped, cut after 100 bytes, quoted when it would not be seen otherwise.
+std::string shown(std::string_view text);
 
 }  // namespace danceflux

@@ -5,8 +5,8 @@
 
 namespace danceflux::io {
 
-/// Written beside its final place under a temporary name; commit() syncs it, renames it and syncs the folder. Without commit() nothing
-/// remains. Everything throws ERR_FILE with the system's reason.
+/// Written beside its final place under a temporary name; commit() syncs it, renames it and syncs the folder.
+/// Without commit() nothing remains. Everything throws ERR_FILE with the system's reason.
 class AtomicFile {
  public:
   explicit AtomicFile(const std::string& path);

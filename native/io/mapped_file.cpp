@@ -13,14 +13,19 @@
 namespace danceflux::io {
 
 MappedFile::MappedFile(const std::string& path) {
-  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const int file =
+      ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe would wait for its writer
   require(file >= 0, "ERR_FILE", path, ": cannot be opened: ", std::strerror(errno));
   struct stat info {};
-  const bool regular = ::fstat(file, &info) == 0 && S_ISREG(info.st_mode) && info.st_size > 0;
+  const bool known = ::fstat(file, &info) == 0;
+  const bool folder = known && S_ISDIR(info.st_mode);
+  const bool regular = known && S_ISREG(info.st_mode) && info.st_size > 0;
   void* mapped = MAP_FAILED;
-  if (regular) mapped = ::mmap(nullptr, static_cast<std::size_t>(info.st_size), PROT_READ, MAP_PRIVATE, file, 0);
+  if (regular)
+    mapped = ::mmap(nullptr, static_cast<std::size_t>(info.st_size), PROT_READ, MAP_PRIVATE, file, 0);
   const int reason = errno;
   ::close(file);
+  require(!folder, "ERR_FILE", path, ": expected a file, got a folder");
   require(regular, "ERR_FILE", path, ": expected a file that is not empty");
   require(mapped != MAP_FAILED, "ERR_FILE", path, ": cannot be mapped: ", std::strerror(reason));
   data_ = static_cast<const std::byte*>(mapped);

@@ -1,10 +1,12 @@
 #include "io/tensor_file.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <string_view>
 
 #include "core/error.h"
+#include "core/json.h"
 #include "io/mapped_file.h"
 #include "io/safetensors.h"
 #include "io/torch_zip.h"
@@ -27,7 +29,8 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
   return row[b.size()];
 }
 
-// Only names that a person could have meant: names from hostile files may be long, and the search is quadratic.
+// Only names that a person could have meant: names from hostile files may be long, and the search is
+// quadratic.
 std::string nearest_name(const std::vector<FileTensor>& tensors, std::string_view wanted) {
   constexpr std::size_t kLongest = 256, kMost = 4096;
   std::string best;
@@ -40,23 +43,31 @@ std::string nearest_name(const std::vector<FileTensor>& tensors, std::string_vie
   return best;
 }
 
-void copy_strided(const FileTensor& tensor, std::int64_t first, std::int64_t rows, std::byte* out) {
-  const std::size_t size = size_of(tensor.dtype);
-  Shape index = tensor.shape;
-  for (int axis = 0; axis < index.rank(); ++axis) index[axis] = 0;
-  Shape extent = tensor.shape;
-  if (extent.rank() > 0) extent[0] = rows;
-  for (std::int64_t left = extent.numel(); left > 0; --left) {
-    std::int64_t offset = extent.rank() > 0 ? first * tensor.strides[0] : 0;
-    for (int axis = 0; axis < extent.rank(); ++axis) offset += index[axis] * tensor.strides[axis];
-    std::memcpy(out, tensor.data + offset * static_cast<std::int64_t>(size), size);
-    out += size;
-    for (int axis = extent.rank() - 1; axis >= 0 && ++index[axis] == extent[axis]; --axis) index[axis] = 0;
+// Row-major copy of a view. The innermost loop is alone, so that a transposed matrix of a few million
+// elements is no wait.
+void copy_strided(const FileTensor& view, std::byte* out) {
+  const std::size_t size = size_of(view.dtype);
+  const int last = view.shape.rank() - 1;
+  const std::int64_t inner = last >= 0 ? view.shape[last] : 1;
+  const std::int64_t step = (last >= 0 ? view.strides[last] : 0) * static_cast<std::int64_t>(size);
+  std::array<std::int64_t, kMaxRank> index{};
+  for (std::int64_t left = view.shape.numel(); left > 0; left -= inner) {
+    std::int64_t offset = 0;
+    for (int axis = 0; axis < last; ++axis)
+      offset += index[static_cast<std::size_t>(axis)] * view.strides[axis];
+    const std::byte* from = view.data + offset * static_cast<std::int64_t>(size);
+    for (std::int64_t i = 0; i < inner; ++i, out += size) std::memcpy(out, from + i * step, size);
+    for (int axis = last - 1; axis >= 0; --axis) {
+      std::int64_t& place = index[static_cast<std::size_t>(axis)];
+      if (++place < view.shape[axis]) break;
+      place = 0;
+    }
   }
 }
 
 FileTensor transposed_view(const FileTensor& tensor) {
-  require(tensor.shape.rank() == 2, "ERR_WEIGHTS", tensor.name, ": expected a matrix to transpose, got ", tensor.shape);
+  require(tensor.shape.rank() == 2, "ERR_WEIGHTS", tensor.name, ": expected a matrix to transpose, got ",
+          tensor.shape);
   FileTensor view = tensor;
   view.shape = {tensor.shape[1], tensor.shape[0]};
   view.strides = {tensor.strides[1], tensor.strides[0]};
@@ -67,35 +78,46 @@ FileTensor transposed_view(const FileTensor& tensor) {
 
 const FileTensor& TensorFile::find(const std::string& name) const {
   const auto& all = tensors();
-  const auto found = std::find_if(all.begin(), all.end(), [&](const FileTensor& tensor) { return tensor.name == name; });
+  const auto found =
+      std::find_if(all.begin(), all.end(), [&](const FileTensor& tensor) { return tensor.name == name; });
   if (found != all.end()) return *found;
   const std::string near = nearest_name(all, name);
-  throw Error("ERR_WEIGHTS", path() + ": expected a tensor named \"" + name + "\", got none among " +
-                                 std::to_string(all.size()),
-              near.empty() ? "" : "the nearest name there is \"" + near + "\"");
+  throw Error("ERR_WEIGHTS",
+              path() + ": expected a tensor named " + json_quote(name) + ", got none among " +
+                  std::to_string(all.size()),
+              near.empty() ? "" : "the nearest name there is " + json_quote(near));
 }
 
 std::shared_ptr<TensorFile> open_tensor_file(const std::string& path) {
   const MappedFile file(path);
   const bool zip = file.size() >= 4 && std::memcmp(file.data(), "PK\x03\x04", 4) == 0;
-  return zip || is_legacy_pickle(file) ? open_torch_zip(path) : open_safetensors(path);
+  if (zip || is_legacy_pickle(file)) return open_torch_zip(path);
+  constexpr std::string_view kPointer = "version https://git-lfs";
+  if (file.size() >= kPointer.size() && file.text(0, kPointer.size()) == kPointer) {
+    throw Error("ERR_FILE", path + ": expected weights, got a Git LFS pointer to them",
+                "fetch them: git lfs pull");
+  }
+  return open_safetensors(path);
 }
 
-void read_rows(const FileTensor& source, std::int64_t row, std::int64_t rows, bool transposed, DType dtype, void* out) {
+void read_rows(const FileTensor& source, std::int64_t row, std::int64_t rows, bool transposed, DType dtype,
+               void* out) {
   require(source.readable, "ERR_DTYPE", source.name, ": expected f32, bf16, f16, f64, i32, i64 or u8, got ",
           source.dtype_name, "; convert the file first");
   FileTensor picked = source;
   if (rows >= 0) {
-    require(source.shape.rank() > 0 && row >= 0 && row <= source.shape[0] - rows, "ERR_WEIGHTS", source.name, ": expected rows ",
-            row, " + ", rows, " within shape ", source.shape);
+    require(source.shape.rank() > 0 && row >= 0 && row <= source.shape[0] - rows, "ERR_WEIGHTS", source.name,
+            ": expected rows ", row, " + ", rows, " within shape ", source.shape);
     picked.shape[0] = rows;
     picked.data += row * source.strides[0] * static_cast<std::int64_t>(size_of(source.dtype));
   }
   if (transposed) picked = transposed_view(picked);
   const auto count = static_cast<std::size_t>(picked.shape.numel());
-  if (picked.strides == contiguous_strides(picked.shape)) return convert_elements(out, dtype, picked.data, picked.dtype, count);
+  if (count == 0) return;
+  if (picked.strides == contiguous_strides(picked.shape))
+    return convert_elements(out, dtype, picked.data, picked.dtype, count);
   std::vector<std::byte> dense(count * size_of(picked.dtype));
-  copy_strided(picked, 0, picked.shape.rank() > 0 ? picked.shape[0] : 1, dense.data());
+  copy_strided(picked, dense.data());
   convert_elements(out, dtype, dense.data(), picked.dtype, count);
 }
 

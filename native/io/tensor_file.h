@@ -1,4 +1,5 @@
-// Files that hold named tensors. Hostile until parsed: every length, offset and name is checked before anything is read.
+// Files that hold named tensors. Hostile until parsed: every length, offset and name is checked before
+// anything is read.
 #pragma once
 #include <map>
 #include <memory>
@@ -15,9 +16,10 @@ struct FileTensor {
   std::string name;
   std::string dtype_name;  // as the file spells it
   Shape shape;
-  Shape strides;           // in elements; row-major in safetensors
+  Shape strides;                    // in elements; row-major in safetensors
   const std::byte* data = nullptr;  // first element, in the mapped file; may be unaligned
-  bool readable = false;   // false: a dtype that this engine does not read (F8_E4M3, ...), told when it is asked for
+  bool readable =
+      false;  // false: a dtype that this engine does not read (F8_E4M3, ...), told when it is asked for
   DType dtype = DType::f32;
 };
 
@@ -38,12 +40,14 @@ class TensorFile {
   std::string path_;
 };
 
-/// Reads by content, not by name: safetensors or a torch zip (`.pt`). Throws ERR_FILE (cannot be opened), ERR_SAFETENSORS or
-/// ERR_PICKLE with what is wrong and where.
+/// Reads by content, not by name: safetensors or a torch zip (`.pt`). Throws ERR_FILE (cannot be opened),
+/// ERR_SAFETENSORS or ERR_PICKLE with what is wrong and where.
 std::shared_ptr<TensorFile> open_tensor_file(const std::string& path);
 
-/// Rows `row` .. `row + rows - 1` of a tensor (the whole when rows < 0) as contiguous elements of `dtype`, converted on the host.
-/// `transposed` reads a matrix across. Appends nothing; `out` has rows * row_elements elements.
-void read_rows(const FileTensor& tensor, std::int64_t row, std::int64_t rows, bool transposed, DType dtype, void* out);
+/// Rows `row` .. `row + rows - 1` of a tensor (the whole when rows < 0) as contiguous elements of `dtype`,
+/// converted on the host. `transposed` reads a matrix across. Appends nothing; `out` has rows * row_elements
+/// elements.
+void read_rows(const FileTensor& tensor, std::int64_t row, std::int64_t rows, bool transposed, DType dtype,
+               void* out);
 
 }  // namespace danceflux::io
