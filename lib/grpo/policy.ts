@@ -1,4 +1,5 @@
 /** The trained part of a pipeline: which parameters move, the optimizer that moves them, and how they are written out. */
+import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { DanceError } from "../errors.js";
 import { isLoraName, saveLora } from "../models/lora.js";
@@ -75,6 +76,7 @@ export class Policy implements Disposable {
   /** Writes the adapter (`pytorch_lora_weights.safetensors`) or the transformer into `folder`, the running average if there is one. */
   async export(folder: string): Promise<string> {
     const { transformer, config, weights } = this.pipeline;
+    await mkdir(folder, { recursive: true });
     return this.withAverage(async () => {
       if (this.learning.lora) {
         const path = join(folder, "pytorch_lora_weights.safetensors");
