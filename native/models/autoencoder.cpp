@@ -34,11 +34,11 @@ Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v) {
   return ops::reshape(all, q.shape());
 }
 
-void check_images(const char* what, const Tensor& x, int channels, int multiple) {
-  const bool good = x.defined() && x.rank() == 4 && x.dim(1) == channels && x.dim(2) % multiple == 0 &&
-                    x.dim(3) % multiple == 0 && x.numel() > 0;
-  require(good, "ERR_SHAPE", what, ": expected [B, ", channels, ", h, w] with h and w multiples of ",
-          multiple, ", got ", x.shape());
+void check_images(const char* what, const Tensor& x, int channels, int least) {
+  const bool good =
+      x.defined() && x.rank() == 4 && x.dim(1) == channels && x.dim(2) >= least && x.dim(3) >= least;
+  require(good && x.dim(0) > 0, "ERR_SHAPE", what, ": expected [B, ", channels,
+          ", h, w] with h and w of at least ", least, ", got ", x.shape());
 }
 
 Tensor as_f32(const Tensor& x) { return x.dtype() == DType::f32 ? x : ops::cast(x, DType::f32); }

@@ -102,8 +102,8 @@ class AutoencoderKL : public nn::Module {
  public:
   /// Throws ERR_SHAPE when the groups do not divide the channels.
   explicit AutoencoderKL(const AutoencoderConfig& config);
-  /// images [B, in_channels, h, w], h and w multiples of factor() -> moments [B, 2 Z, h / factor, w /
-  /// factor]: mean, then log variance.
+  /// images [B, in_channels, h, w] -> moments [B, 2 Z, h / factor, w / factor] (rounded down): mean, then log
+  /// variance. Throws ERR_SHAPE on other channels or a side below factor().
   Tensor encode(const Tensor& images) const;
   /// latents [B, Z, h, w] -> pictures [B, out_channels, factor h, factor w], about -1..1, not clamped.
   Tensor decode(const Tensor& latents) const;

@@ -8,13 +8,14 @@ std::vector<float> timestep_embedding(std::span<const float> timesteps) {
   constexpr int half = kTimestepChannels / 2;
   const auto log_period = static_cast<float>(-std::log(10000.0));
   std::vector<float> table(timesteps.size() * kTimestepChannels);
-  for (std::size_t row = 0; row < timesteps.size(); ++row) {
-    float* out = table.data() + row * kTimestepChannels;
-    for (int i = 0; i < half; ++i) {
-      const float frequency = std::exp(log_period * static_cast<float>(i) / half);
-      const float angle = timesteps[row] * frequency;
-      out[i] = std::cos(angle);
-      out[half + i] = std::sin(angle);
+  for (int i = 0; i < half; ++i) {
+    const float exponent = log_period * static_cast<float>(i) / half;
+    const auto frequency = static_cast<float>(std::exp(static_cast<double>(exponent)));
+    for (std::size_t row = 0; row < timesteps.size(); ++row) {
+      const double angle = timesteps[row] * frequency;  // rounded to f32, then exact
+      float* out = table.data() + row * kTimestepChannels + i;
+      out[0] = static_cast<float>(std::cos(angle));
+      out[half] = static_cast<float>(std::sin(angle));
     }
   }
   return table;

@@ -10,8 +10,10 @@ namespace danceflux::models {
 inline constexpr int kTimestepChannels = 256;
 
 /// Sinusoidal embedding of each number, [count, 256] row-major: cos of t * f_i, then sin, f_i =
-/// 10000^(-i/128). In f32 throughout, since the published models were trained with exactly these roundings
-/// (an angle near 1000 is coarse in f32).
+/// 10000^(-i/128). Exponents, frequencies and angles are rounded to f32 as in the published code: near 1000
+/// an angle is coarse in f32, and the models were trained so. Each is rounded correctly; vectorised libraries
+/// are off by an ulp in one frequency or another (PyTorch's CPU in 2 of 128), which turns an angle near 1000
+/// by up to 6e-5.
 std::vector<float> timestep_embedding(std::span<const float> timesteps);
 
 /// Rotations of the joint sequence, cos and sin [text + rows * cols, K/2] row-major. Text tokens stand at (0,

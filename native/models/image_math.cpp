@@ -94,8 +94,11 @@ Tensor resize_short_center_crop(const Tensor& images, std::int64_t size) {
   check_images("resize_short_center_crop", images, size, size);
   const std::int64_t h = images.dim(2), w = images.dim(3), shortest = std::min(h, w);
   const Tensor x = resize_bicubic(images, size * h / shortest, size * w / shortest);
-  const Tensor band = ops::narrow(x, 2, (x.dim(2) - size) / 2, size);
-  return ops::contiguous(ops::narrow(band, 3, (band.dim(3) - size) / 2, size));
+  // torchvision rounds the odd half pixel to even
+  const auto start = [&](int axis) {
+    return static_cast<std::int64_t>(std::nearbyint(static_cast<double>(x.dim(axis) - size) / 2));
+  };
+  return ops::contiguous(ops::narrow(ops::narrow(x, 2, start(2), size), 3, start(3), size));
 }
 
 Tensor normalise(const Tensor& images, const ChannelStatistics& statistics) {
