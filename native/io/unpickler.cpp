@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <unordered_map>
 
 #include "core/json.h"
 #include "io/byte_reader.h"
@@ -17,6 +16,7 @@ using Ref = std::uint32_t;
 
 constexpr std::size_t kMostValues = std::size_t{1} << 21;
 constexpr std::uint8_t kProtocol = 2;
+constexpr Ref kUnset = ~Ref{0};
 
 constexpr const char* kKindNames[] = {"None",     "a boolean", "an integer", "a number",
                                       "a string", "a tuple",   "a list",     "a dictionary",
@@ -100,6 +100,11 @@ class Unpickler {
     stack_.pop_back();
     return top;
   }
+  Ref top() {
+    const Ref ref = pop();
+    stack_.push_back(ref);
+    return ref;
+  }
   std::vector<Ref> pop_many(std::size_t count) {
     std::vector<Ref> taken(count);
     for (std::size_t i = count; i-- > 0;) taken[i] = pop();
@@ -122,21 +127,24 @@ class Unpickler {
   }
   static const char* name_of_kind(Kind kind) { return kKindNames[static_cast<std::size_t>(kind)]; }
 
+  // Writers count from 0 and a put takes two bytes, so a memo longer than the pickle is a lie.
   void memo_put(std::uint32_t key) {
-    const Ref top = pop();
-    stack_.push_back(top);
-    memo_[key] = top;
+    check(key < reader_.at(), "memo keys that count up, got ", key);
+    if (key >= memo_.size()) memo_.resize(std::size_t{key} + 1, kUnset);
+    memo_[key] = top();
   }
   void memo_get(std::uint32_t key) {
-    const auto found = memo_.find(key);
-    check(found != memo_.end(), "a value remembered as ", key);
-    stack_.push_back(found->second);
-    check(stack_.size() <= kMostValues, "at most ", kMostValues, " values on the stack");
+    check(key < memo_.size() && memo_[key] != kUnset, "a value remembered as ", key);
+    check(stack_.size() < kMostValues, "at most ", kMostValues, " values on the stack");
+    stack_.push_back(memo_[key]);
   }
 
   // ---- opcodes, named as in Python's pickletools
   void stop() { stopped_ = true; }
-  void mark() { marks_.push_back(stack_.size()); }
+  void mark() {
+    check(marks_.size() < kMostValues, "at most ", kMostValues, " marks");
+    marks_.push_back(stack_.size());
+  }
   void none() { push({}); }
   void newtrue() { push({.kind = Kind::boolean, .integer = 1}); }
   void newfalse() { push({.kind = Kind::boolean}); }
@@ -191,11 +199,6 @@ class Unpickler {
   void build() {
     pop(Kind::dictionary);
     check_kind(top(), Kind::dictionary);
-  }
-  Ref top() {
-    const Ref ref = pop();
-    stack_.push_back(ref);
-    return ref;
   }
 
   void global() {
@@ -283,7 +286,7 @@ class Unpickler {
   Pickle pickle_;
   std::vector<Ref> stack_;
   std::vector<std::size_t> marks_;  // stack heights
-  std::unordered_map<std::uint32_t, Ref> memo_;
+  std::vector<Ref> memo_;
   std::vector<PickledStorage> storages_;
   std::size_t at_ = 0;
   bool stopped_ = false;
