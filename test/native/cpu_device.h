@@ -88,20 +88,26 @@ inline Placed place(Backend& device, const Shape& shape, Layout layout, DType dt
 }
 
 /// body(offset from the view's first element) in row-major order.
-inline void for_offsets(const Tensor& x, const std::function<void(std::int64_t)>& body) {
-  const std::int64_t total = x.numel();
-  for (std::int64_t i = 0; i < total; ++i) {
-    std::int64_t rest = i, offset = 0;
-    for (int axis = x.rank() - 1; axis >= 0; --axis) {
-      offset += rest % x.dim(axis) * x.strides()[axis];
-      rest /= x.dim(axis);
-    }
+template <class Body>
+void for_offsets(const Tensor& x, const Body& body) {
+  const int rank = x.rank();
+  std::int64_t size[kMaxRank], stride[kMaxRank], index[kMaxRank] = {}, offset = 0;
+  for (int axis = 0; axis < rank; ++axis) size[axis] = x.dim(axis), stride[axis] = x.strides()[axis];
+  for (std::int64_t i = 0; i < x.numel(); ++i) {
     body(offset);
+    for (int axis = rank - 1; axis >= 0; --axis) {
+      offset += stride[axis];
+      if (++index[axis] < size[axis]) break;
+      offset -= size[axis] * stride[axis];
+      index[axis] = 0;
+    }
   }
 }
 inline std::vector<double> values_of(const Tensor& x) {
   std::vector<double> values;
-  for_offsets(x, [&](std::int64_t offset) { values.push_back(static_cast<double>(x.data<float>()[offset])); });
+  values.reserve(static_cast<std::size_t>(x.numel()));
+  const float* base = x.data<float>();
+  for_offsets(x, [&](std::int64_t offset) { values.push_back(static_cast<double>(base[offset])); });
   return values;
 }
 /// Nothing outside the view was written.
@@ -121,7 +127,8 @@ inline void check_margins(const Placed& placed) {
 template <class Next>
 Tensor input(Backend& device, const Shape& shape, Layout layout, Next next) {
   const Placed placed = place(device, shape, layout);
-  for_offsets(placed.view, [&](std::int64_t offset) { placed.view.data<float>()[offset] = next(); });
+  float* base = placed.view.data<float>();
+  for_offsets(placed.view, [&](std::int64_t offset) { base[offset] = next(); });
   return placed.view;
 }
 inline Tensor normal_input(Backend& device, const Shape& shape, std::uint64_t seed, Layout layout = Layout::dense) {
@@ -143,10 +150,14 @@ inline void check_close(const Tensor& got, const std::vector<double>& wanted, do
 }
 inline bool same_bits(const Tensor& a, const Tensor& b) {
   if (!(a.shape() == b.shape())) return false;
-  std::vector<float> left, right;
-  for_offsets(a, [&](std::int64_t offset) { left.push_back(a.data<float>()[offset]); });
-  for_offsets(b, [&](std::int64_t offset) { right.push_back(b.data<float>()[offset]); });
-  return left.empty() || std::memcmp(left.data(), right.data(), left.size() * sizeof(float)) == 0;
+  const auto bits = [](const Tensor& x) {
+    std::vector<std::uint32_t> all;
+    all.reserve(static_cast<std::size_t>(x.numel()));
+    const auto* base = x.data<std::uint32_t>();
+    for_offsets(x, [&](std::int64_t offset) { all.push_back(base[offset]); });
+    return all;
+  };
+  return bits(a) == bits(b);
 }
 
 /// run(device) on 1, 2, 3 and 4 threads must leave the same bits in every tensor that it returns.
