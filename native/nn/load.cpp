@@ -18,25 +18,30 @@ struct HostMatrix {
   const char* at(std::size_t i) const { return data + i * size_of(dtype); }
 };
 
-/// The bits of the exponent: all of them set means infinity or NaN.
-bool is_finite(DType dtype, const char* number) {
-  if (dtype == DType::f32) {
-    std::uint32_t bits;
-    std::memcpy(&bits, number, sizeof bits);
-    return (bits & 0x7f800000u) != 0x7f800000u;
+/// Are all exponents short of the one that means infinity or NaN? No early exit: the loop is vectorised.
+template <class Bits>
+bool all_finite(const char* numbers, std::size_t count, Bits exponent) {
+  bool finite = true;
+  for (std::size_t i = 0; i < count; ++i) {
+    Bits bits;
+    std::memcpy(&bits, numbers + i * sizeof bits, sizeof bits);
+    finite &= (bits & exponent) != exponent;
   }
-  std::uint16_t bits;
-  std::memcpy(&bits, number, sizeof bits);
-  const std::uint16_t exponent = dtype == DType::bf16 ? 0x7f80u : 0x7c00u;
-  return (bits & exponent) != exponent;
+  return finite;
+}
+
+bool all_finite(DType dtype, const char* numbers, std::size_t count) {
+  if (dtype == DType::f32) return all_finite<std::uint32_t>(numbers, count, 0x7f800000u);
+  return all_finite<std::uint16_t>(numbers, count, dtype == DType::bf16 ? 0x7f80u : 0x7c00u);
 }
 
 void check_finite(const std::string& name, DType stored, const std::vector<char>& piece, std::size_t count,
                   std::size_t first) {
-  for (std::size_t i = 0; i < count; ++i) {
-    require(is_finite(stored, piece.data() + i * size_of(stored)), "ERR_NOT_FINITE", "load: ", name,
-            ": expected finite numbers that fit ", name_of(stored), ", got another at element ", first + i);
-  }
+  if (all_finite(stored, piece.data(), count)) return;
+  std::size_t bad = 0;
+  while (all_finite(stored, piece.data() + bad * size_of(stored), 1)) ++bad;
+  fail("ERR_NOT_FINITE", "load: ", name, ": expected finite numbers that fit ", name_of(stored),
+       ", got another at element ", first + bad);
 }
 
 /// Rows `row` .. of the transpose of `from` [columns, all_rows], converted, row-major.
