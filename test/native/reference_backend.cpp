@@ -18,13 +18,17 @@ std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
 template <class Body>
 void each_offset(const Tensor& x, Body body) {
   if (x.numel() == 0) return;
-  Shape index = x.shape();
-  for (int axis = 0; axis < x.rank(); ++axis) index[axis] = 0;
+  const int last = x.rank() - 1;
+  const std::int64_t *dims = x.shape().begin(), *strides = x.strides().begin();
+  std::int64_t index[kMaxRank] = {}, offset = 0;
   for (std::int64_t position = 0; position < x.numel(); ++position) {
-    std::int64_t offset = 0;
-    for (int axis = 0; axis < x.rank(); ++axis) offset += index[axis] * x.strides()[axis];
     body(at(position), offset);
-    for (int axis = x.rank() - 1; axis >= 0 && ++index[axis] == x.dim(axis); --axis) index[axis] = 0;
+    int axis = last;
+    for (; axis >= 0 && ++index[axis] == dims[axis]; --axis) {
+      offset -= (dims[axis] - 1) * strides[axis];
+      index[axis] = 0;
+    }
+    if (axis >= 0) offset += strides[axis];
   }
 }
 
