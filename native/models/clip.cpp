@@ -93,7 +93,7 @@ Tensor ClipText::at_end_of_text(const Tensor& hidden, const nn::TokenIds& ids) c
 }
 
 ClipText::Output ClipText::forward(const nn::TokenIds& ids) const {
-  require(ids.length > 0 && ids.length <= config_.max_position_embeddings, "ERR_SHAPE",
+  require(ids.batch > 0 && ids.length > 0 && ids.length <= config_.max_position_embeddings, "ERR_SHAPE",
           "clip text: expected 1 to ", config_.max_position_embeddings, " tokens, got ", ids.length);
   Tensor x = ops::add(token_embedding_(ids), position_embedding_.first(ids.length));
   for (const ClipBlock& layer : layers_) x = layer(x, true);

@@ -195,6 +195,8 @@ void FluxTransformer::check(const FluxInputs& in) const {
   const std::int64_t words = in.text.defined() && in.text.rank() == 3 ? in.text.dim(1) : 1;
   require(in.grid_rows > 0 && in.grid_cols > 0, "ERR_SHAPE", "flux: expected a grid of at least 1 x 1, got ",
           in.grid_rows, " x ", in.grid_cols);
+  require(batch > 0 && words > 0, "ERR_SHAPE", "flux: expected at least one row and one text token, got ",
+          batch, " and ", words);
   matches("latents", in.latents, {batch, std::int64_t{in.grid_rows} * in.grid_cols, config_.in_channels},
           false);
   matches("text", in.text, {batch, words, config_.joint_attention_dim}, true);

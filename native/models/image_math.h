@@ -24,8 +24,9 @@ inline constexpr ChannelStatistics kClipStatistics{{0.48145466f, 0.4578275f, 0.4
 std::vector<float> bicubic_matrix(std::int64_t from, std::int64_t to);
 /// [B, C, h, w] -> [B, C, rows, cols]; not clamped afterwards.
 Tensor resize_bicubic(const Tensor& images, std::int64_t rows, std::int64_t cols);
-/// Longest side to `size`, then zeros around the picture, centred (one more to the right and below): [B, C,
-/// size, size]. This is how HPSv2 prepares pictures.
+/// Longest side to `size`, then zeros around the picture, centred (one more to the right and below):
+/// [B, C, size, size]. This is how HPSv2 prepares pictures (which however leaves a picture whose longest side
+/// is `size` already unpadded, and so unfit for its model).
 Tensor resize_max_size_pad(const Tensor& images, std::int64_t size);
 /// Shortest side to `size`, then the middle [B, C, size, size]. This is how CLIP-like scorers prepare
 /// pictures.

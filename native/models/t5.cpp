@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstdlib>
 
+#include "core/error.h"
+
 namespace danceflux::models {
 
 int t5_bucket(int relative, int buckets, int max_distance) {
@@ -78,6 +80,8 @@ Tensor T5Encoder::position_bias(std::int64_t length) const {
 }
 
 Tensor T5Encoder::forward(const nn::TokenIds& ids) const {
+  require(ids.batch > 0 && ids.length > 0, "ERR_SHAPE", "t5: expected at least one token, got ", ids.batch,
+          " x ", ids.length);
   const Tensor bias = position_bias(ids.length);
   Tensor x = shared_(ids);
   for (const T5Block& block : blocks_) x = block(x, bias);

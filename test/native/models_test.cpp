@@ -209,6 +209,18 @@ TEST("t5: hidden states as transformers") {
   });
 }
 
+TEST("t5: an empty text and ids outside the vocabulary are refused") {
+  const auto device = cpu_device(1);
+  models::T5Encoder model(
+      {.vocab_size = 4, .d_model = 4, .d_kv = 2, .d_ff = 4, .num_layers = 1, .num_heads = 2});
+  model.materialize(*device, DType::f32);
+  const std::vector<std::int32_t> ids{1, 4};
+  CHECK_THROWS("ERR_SHAPE", model.forward({ids, 1, 0}));
+  CHECK_THROWS("ERR_SHAPE", model.forward({ids, 1, 3}));
+  CHECK_THROWS("ERR_SHAPE", model.forward({ids, 1, 2}));
+  CHECK_THROWS("ERR_SHAPE", model.forward({std::span(ids).first(0), 1, 0}));
+}
+
 TEST("t5: buckets of every distance to 600") {
   const GoldenCase source = read_case("t5-buckets");
   const Value run = source.runs()[0];
