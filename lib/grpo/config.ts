@@ -6,6 +6,9 @@
 import type { WeightDType } from "../models/types.js";
 import type { StepKind } from "../native.js";
 import type { DeviceOptions } from "../options.js";
+import type { RewardConfig } from "../rewards/types.js";
+
+export type { RewardConfig };
 
 export interface ModelConfig {
   /** Folder in the diffusers layout, or one with `flux1-dev.safetensors` and `ae.safetensors`. Relative to the configuration file. */
@@ -73,6 +76,11 @@ export interface LearningConfig {
   clipAdvantage: number;
   /** `group`: (reward - mean) / std within the pictures of a prompt; `batch`: over all pictures of the iteration. */
   advantage: "group" | "batch";
+  /**
+   * With several rewards: `sum`: advantages of the weighted sum of scores, so the reward with the largest spread leads; `per-reward`: each
+   * reward has advantages of its own and their weighted mean counts, so that none leads by its scale alone (as MixGRPO and GDPO do).
+   */
+  mixture: "sum" | "per-reward";
   /** Share of a picture's transitions that is learned from, chosen at random per picture. */
   timestepFraction: number;
   /** Pictures per optimizer update. */
@@ -87,20 +95,6 @@ export interface LearningConfig {
   lora?: LoraConfig;
   /** Only parameters whose names match one of these regular expressions train; absent: all. Not with `lora`. */
   trainable?: string[];
-}
-
-/** One reward: what scores, and how much it counts. */
-export interface RewardConfig {
-  /** `hps-v2.1`, `pickscore`, `clip`, `http`, or `module` (a JavaScript file whose default export scores pictures). */
-  type: string;
-  /** Shown in metrics; default the type. */
-  name?: string;
-  /** Weight in the mixture; default 1. */
-  weight?: number;
-  /** Folder or file of the model, URL of the scorer, or path of the module. */
-  path?: string;
-  /** Everything else is the reward's own; see lib/rewards. */
-  [option: string]: unknown;
 }
 
 export interface EvaluationConfig {
@@ -200,6 +194,7 @@ export const defaults: Omit<TrainConfig, "model" | "prompts" | "rewards"> = {
     clipRange: 1e-4,
     clipAdvantage: 5,
     advantage: "group",
+    mixture: "sum",
     timestepFraction: 0.6,
     accumulate: 4,
     microbatch: 1,

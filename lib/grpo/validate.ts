@@ -4,6 +4,7 @@
  */
 import { createHash } from "node:crypto";
 import { DanceError } from "../errors.js";
+import { nearest } from "../nearest.js";
 import { type PartialConfig, type TrainConfig, defaults } from "./config.js";
 import { preset } from "./presets.js";
 
@@ -85,6 +86,7 @@ const CHECKS: Readonly<Record<string, Check>> = {
   "learning.clipRange": above(0),
   "learning.clipAdvantage": above(0),
   "learning.advantage": oneOf("group", "batch"),
+  "learning.mixture": oneOf("sum", "per-reward"),
   "learning.timestepFraction": between(0, 1),
   "learning.accumulate": count(1),
   "learning.microbatch": count(1),
@@ -128,31 +130,13 @@ function* leaves(value: Record<string, unknown>, prefix = ""): Generator<[string
   }
 }
 
-/** Fewest single-letter changes between two words. */
-export function editDistance(a: string, b: string): number {
-  let row = Array.from({ length: b.length + 1 }, (_, j) => j);
-  for (let i = 1; i <= a.length; i++) {
-    const next = [i];
-    for (let j = 1; j <= b.length; j++) {
-      next.push(Math.min(row[j]! + 1, next[j - 1]! + 1, row[j - 1]! + (a[i - 1] === b[j - 1] ? 0 : 1)));
-    }
-    row = next;
-  }
-  return row[b.length]!;
-}
-
-function nearest(name: string): string {
-  const known = Object.keys(CHECKS);
-  return known.reduce((best, entry) => (editDistance(entry, name) < editDistance(best, name) ? entry : best));
-}
-
 /** @throws {DanceError} `ERR_OPTION` for the first option that is unknown or cannot be what it is. */
 export function checkOptions(config: PartialConfig): void {
   for (const [name, value] of leaves(config as Record<string, unknown>)) {
     const known = CHECKS[name] ?? (OPEN(name) ? anything : undefined);
     if (!known) {
       throw new DanceError("ERR_OPTION", `config: ${name}: expected a known option, got none of that name`, {
-        hint: `the nearest is ${nearest(name)}`,
+        hint: `the nearest is ${nearest(name, Object.keys(CHECKS))}`,
       });
     }
     const expected = known(value);
