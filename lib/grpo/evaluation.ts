@@ -112,7 +112,9 @@ async function save(
     saved.push({
       file,
       prompt: batch[i]!.prompt,
-      scores: Object.fromEntries(scores.map((entry) => [entry.name, entry.scores[i]!])),
+      scores: Object.fromEntries(
+        scores.map((entry) => [entry.name, entry.scores[i]!]).filter(([, score]) => Number.isFinite(score)),
+      ),
     });
   }
   return saved;

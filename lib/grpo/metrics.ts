@@ -48,6 +48,8 @@ export interface IterationMetrics {
   learningRate: number;
   updates: number;
   zeroVarianceGroups: number;
+  /** Scores that are missing because a reward that is not required failed. */
+  rewardFailures: number;
   skippedUpdates: number;
   seconds: StageSeconds & { total: number };
   imagesPerSecond: number;

@@ -11,6 +11,8 @@ export interface IterationFacts {
   iteration: number;
   plan: SamplePlan;
   scores: RewardScores[];
+  /** Scores that are missing, over all rewards. */
+  rewardFailures: number;
   judged: Advantages;
   learned: UpdateReport;
   seconds: StageSeconds;
@@ -48,6 +50,7 @@ export function iterationMetrics({ pipeline }: TrainerParts, facts: IterationFac
     learningRate: learned.learningRate,
     updates: learned.updates,
     zeroVarianceGroups: judged.zeroVarianceGroups,
+    rewardFailures: facts.rewardFailures,
     skippedUpdates: learned.skipped,
     seconds: { ...seconds, total: facts.total },
     imagesPerSecond: rewards.length / facts.total,

@@ -4,9 +4,9 @@ import { freemem } from "node:os";
 import { join } from "node:path";
 import { AsyncImageWriter } from "../image/index.js";
 import type { PromptEmbedding } from "../models/types.js";
-import { type RewardScores, appendScores, mixture, scoreAll, scoreRequest } from "../rewards/scorer.js";
+import { type RewardScores, appendScores, fillMissing, missingScores, scoreAll, scoreRequest } from "../rewards/scorer.js";
 import { type SamplePlan, samplePlan } from "../sample/sampler.js";
-import { advantages } from "./advantage.js";
+import { mixedAdvantages } from "./advantage.js";
 import { type TrainerState, latestCheckpoint, loadOptimizer, saveCheckpoint } from "./checkpoint.js";
 import { blocksToRecompute } from "./cost.js";
 import { EmbeddingStore } from "./embeddings.js";
@@ -142,10 +142,10 @@ export class Session {
     pipeline.device.handle.resetPeakMemory();
     try {
       sampled = await this.#rollout(plan, prompts, uploaded, seconds);
-      const scores = await this.#score(sampled, seconds);
+      const given = await this.#score(sampled, seconds);
       const groups = sampled.samples.map((sample) => sample.group);
-      const { advantage, clipAdvantage } = config.learning;
-      const judged = advantages(mixture(scores), groups, advantage, clipAdvantage);
+      const scores = fillMissing(given, groups);
+      const judged = mixedAdvantages(scores, groups, config.learning);
       const learned = await this.#learn(plan, sampled, judged.values, seconds);
       this.#state.iteration++;
       this.#state.updates += learned.updates;
@@ -159,6 +159,7 @@ export class Session {
         iteration: this.#state.iteration,
         plan,
         scores,
+        rewardFailures: missingScores(given),
         judged,
         learned,
         seconds,
@@ -235,7 +236,12 @@ export class Session {
       this.#giveUpIfStopped();
     }
     seconds.score += (performance.now() - started) / 1000;
+    this.#warn(scores);
     return scores;
+  }
+
+  #warn(scores: RewardScores[]): void {
+    for (const message of new Set(scores.flatMap((entry) => entry.failures))) this.#options.onWarning?.(message);
   }
 
   async #learn(plan: SamplePlan, sampled: Rollout, values: number[], seconds: StageSeconds): Promise<UpdateReport> {
@@ -302,11 +308,12 @@ export class Session {
         onBatch: (done, all) => this.#progress("evaluate", done, all),
       }),
     );
+    this.#warn(result.scores);
     const metrics = {
       type: "evaluation" as const,
       iteration,
       pictures: result.pictures,
-      rewards: Object.fromEntries(result.scores.map(({ name, scores }) => [name, spread(scores)])),
+      rewards: Object.fromEntries(result.scores.map(({ name, scores }) => [name, spread(scores.filter(Number.isFinite))])),
       seconds: (performance.now() - started) / 1000,
     };
     await this.#metrics.write(metrics);

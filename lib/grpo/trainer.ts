@@ -31,6 +31,8 @@ export interface RunOptions {
   /** Asks for an end: a running rollout is given up, a running update is finished, a checkpoint is written. */
   stop?: AbortSignal;
   onProgress?: (progress: Progress) => void;
+  /** Told when a reward that is not required failed, and how. */
+  onWarning?: (message: string) => void;
   onEvaluation?: (metrics: EvaluationMetrics, result: EvaluationResult) => void;
 }
 
