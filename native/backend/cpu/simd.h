@@ -72,6 +72,7 @@ DF_INLINE Vec zero() { return Vec{}; }
 
 DF_INLINE Vec select(IntVec mask, Vec yes, Vec no) { return mask ? yes : no; }
 DF_INLINE IntVec bits_of(Vec v) { return reinterpret_cast<IntVec>(v); }
+DF_INLINE UintVec unsigned_bits(Vec v) { return reinterpret_cast<UintVec>(v); }
 DF_INLINE Vec from_bits(IntVec v) { return reinterpret_cast<Vec>(v); }
 
 /// Lanes 0 .. count-1 are all ones.

@@ -14,6 +14,9 @@ DF_INLINE Vec horner(Vec x, const float (&coefficients)[N]) {
   return sum;
 }
 
+/// 2^n for -126 <= n <= 127 (anything for other n).
+DF_INLINE Vec power_of_two(IntVec n) { return reinterpret_cast<Vec>((reinterpret_cast<UintVec>(n) + 127u) << 23); }
+
 /// v * 2^n, n integral within [-252, 252]; rounds once when the result is subnormal.
 DF_INLINE Vec scale_by_power(Vec v, Vec n, IntVec n_int) {
 #if defined(__AVX512F__)
@@ -22,7 +25,7 @@ DF_INLINE Vec scale_by_power(Vec v, Vec n, IntVec n_int) {
 #else  // two steps, for neither 2^n nor the result need be a normal number
   (void)n;
   const IntVec first = n_int >> 1, second = n_int - first;
-  return v * from_bits((first + 127) << 23) * from_bits((second + 127) << 23);
+  return v * power_of_two(first) * power_of_two(second);
 #endif
 }
 
@@ -33,7 +36,7 @@ DF_INLINE Vec exp_with_tail(Vec x, Vec low) {
   static const float kTail[] = {0x1.fffffcp-2f, 0x1.55548ap-3f, 0x1.555916p-5f, 0x1.123fc6p-7f, 0x1.6a1a6ep-10f};
   x = select(x > 89.0f, splat(89.0f), select(x < -104.0f, splat(-104.0f), x));
   const Vec shifted = fma(x, splat(kLog2e), splat(kRounder));
-  const IntVec n_int = bits_of(shifted) - bits_of(splat(kRounder));
+  const IntVec n_int = reinterpret_cast<IntVec>(unsigned_bits(shifted) - unsigned_bits(splat(kRounder)));
   const Vec n = shifted - kRounder;
   const Vec r = fma(n, splat(-kLn2Low), fma(n, splat(-kLn2High), x)) + low;
   // e^r = 1 + r + r^2 q(r) for |r| <= ln2 / 2
@@ -49,9 +52,9 @@ DF_INLINE Vec log(Vec x) {
   const IntVec subnormal = abs(x) < 0x1p-126f;
   const Vec scaled = select(subnormal, x * 0x1p24f, x);
   // exponent and mantissa with the mantissa in [sqrt(1/2), sqrt(2))
-  const IntVec shifted = bits_of(scaled) - 0x3f3504f3;
-  const IntVec exponent = (shifted >> 23) - (subnormal & 24);
-  const Vec f = from_bits((shifted & 0x007fffff) + 0x3f3504f3) - 1.0f;
+  const UintVec shifted = unsigned_bits(scaled) - 0x3f3504f3u;
+  const IntVec exponent = (reinterpret_cast<IntVec>(shifted) >> 23) - (subnormal & 24);
+  const Vec f = reinterpret_cast<Vec>((shifted & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
   const Vec e = __builtin_convertvector(exponent, Vec);
   // log(1 + f) = f - f^2/2 + f^3 p(f)
   const Vec square = f * f;
