@@ -40,7 +40,7 @@ enum class Size : std::uint8_t {
 using Forward = std::function<std::vector<Tensor>(std::span<const Tensor>)>;
 
 struct OpCase {
-  std::string name;  // "linear bf16 [3, 5, 7] x 4"
+  std::string name;  // "linear bf16 [3, 5, 7] to 4 with bias"
   Family family = Family::exact;
   std::vector<OpInput> inputs = {};
   Forward forward = {};

@@ -21,13 +21,16 @@ void add_bench_rows(std::vector<OpCase>& rows);
 // ----------------------------------------------------------------------------------
 using In = std::span<const Tensor>;
 
-/// "name bf16 [3, 5]"
+/// "name bf16 [3, 5]": the parts that are not empty.
 template <class... Parts>
 std::string label(const Parts&... parts) {
-  std::ostringstream text;
-  ((text << parts << ' '), ...);
-  std::string result = text.str();
-  result.pop_back();
+  std::string result;
+  const auto append = [&](const auto& part) {
+    std::ostringstream text;
+    text << part;
+    if (!text.str().empty()) result += (result.empty() ? "" : " ") + text.str();
+  };
+  (append(parts), ...);
   return result;
 }
 
@@ -56,7 +59,8 @@ OpCase linear_row(const Shape& x, std::int64_t out, DType weights, bool bias);
 OpCase attention_row(std::int64_t B, std::int64_t Lq, std::int64_t Lk, std::int64_t H, std::int64_t K,
                      int bias_batch, bool causal);
 OpCase conv_row(const Shape& x, const Shape& weight, const ConvArgs& args, DType weights, bool bias);
-OpCase linear_activation_row(UnaryOp op, const Shape& x, std::int64_t out, DType weights, bool bias);
+OpCase linear_activation_row(UnaryOp op, const char* op_name, const Shape& x, std::int64_t out, DType weights,
+                             bool bias);
 OpCase modulated_norm_row(const Shape& x);
 OpCase gated_residual_row(const Shape& x);
 OpCase qk_norm_rope_row(std::int64_t B, std::int64_t L, std::int64_t H, std::int64_t K);

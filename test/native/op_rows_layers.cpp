@@ -220,9 +220,10 @@ void add_attention_rows(std::vector<OpCase>& rows) {
                   .shortcut_backward = "attention_backward"});
 }
 
-OpCase linear_activation_row(UnaryOp op, const Shape& x, std::int64_t out, DType dtype, bool bias) {
+OpCase linear_activation_row(UnaryOp op, const char* op_name, const Shape& x, std::int64_t out, DType dtype,
+                             bool bias) {
   OpCase row = linear_row(x, out, dtype, bias);
-  row.name = label("linear_activation", static_cast<int>(op), row.name);
+  row.name = label(op_name, "of", row.name);
   row.forward =
       one([op](In in) { return ops::linear_activation(op, in[0], in[1], in.size() > 2 ? in[2] : Tensor()); });
   row.shortcut = "linear_activation";
@@ -276,11 +277,15 @@ OpCase group_norm_silu_row(const Shape& x, int groups) {
 }
 
 void add_fused_rows(std::vector<OpCase>& rows) {
-  for (const UnaryOp op : {UnaryOp::gelu_tanh, UnaryOp::gelu_erf, UnaryOp::quick_gelu, UnaryOp::silu}) {
-    rows.push_back(linear_activation_row(op, {2, 5, 33}, 17, DType::f32, true));
+  for (const auto& [op, name] : {std::pair{UnaryOp::gelu_tanh, "gelu_tanh"},
+                                 {UnaryOp::gelu_erf, "gelu_erf"},
+                                 {UnaryOp::quick_gelu, "quick_gelu"},
+                                 {UnaryOp::silu, "silu"}}) {
+    rows.push_back(linear_activation_row(op, name, {2, 5, 33}, 17, DType::f32, true));
   }
-  for (const DType dtype : kStored)
-    rows.push_back(linear_activation_row(UnaryOp::gelu_tanh, {3, 40}, 24, dtype, false));
+  for (const DType dtype : kStored) {
+    rows.push_back(linear_activation_row(UnaryOp::gelu_tanh, "gelu_tanh", {3, 40}, 24, dtype, false));
+  }
   for (const Shape& x : {Shape{2, 5, 37}, Shape{1, 1, 8}, Shape{3, 96, 128}, Shape{2, 0, 4}}) {
     rows.push_back(modulated_norm_row(x));
     rows.push_back(gated_residual_row(x));
@@ -324,7 +329,8 @@ void add_bench_rows(std::vector<OpCase>& rows) {
   // The tiny transformer at batch 12: 64 image and 32 text tokens, width 128, 4 heads.
   rows.push_back(linear_row({12, 96, 128}, 384, DType::f32, true));
   rows.push_back(linear_row({12, 96, 640}, 128, DType::f32, true));
-  rows.push_back(linear_activation_row(UnaryOp::gelu_tanh, {12, 64, 128}, 512, DType::f32, true));
+  rows.push_back(
+      linear_activation_row(UnaryOp::gelu_tanh, "gelu_tanh", {12, 64, 128}, 512, DType::f32, true));
   rows.push_back(attention_row(12, 96, 96, 4, 32, 0, false));
   rows.push_back(modulated_norm_row({12, 96, 128}));
   rows.push_back(gated_residual_row({12, 96, 128}));
@@ -344,10 +350,10 @@ void add_bench_rows(std::vector<OpCase>& rows) {
                   .inputs = {normal({2048, 1024})},
                   .forward = one([](In in) { return ops::softmax(in[0]); }),
                   .bytes = 2 * bytes_of({2048, 1024})});
-  rows.push_back({.name = "add [1024, 3072]",
+  rows.push_back({.name = "mul [1024, 3072]",
                   .family = Family::elementwise,
                   .inputs = {normal({1024, 3072}), normal({1024, 3072})},
-                  .forward = one([](In in) { return ops::add(in[0], in[1]); }),
+                  .forward = one([](In in) { return ops::mul(in[0], in[1]); }),
                   .bytes = 3 * bytes_of({1024, 3072})});
   rows.push_back({.name = "gelu_tanh [1024, 3072]",
                   .family = Family::elementwise,
