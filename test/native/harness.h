@@ -75,8 +75,8 @@ inline int run(int argc, char** argv) {
   } while (0)
 #define CHECK_EQ(got, wanted)                                                                           \
   do {                                                                                                  \
-    const auto& df_got = (got);                                                                         \
-    const auto& df_wanted = (wanted);                                                                   \
+    const auto df_got = (got); /* copied: a reference into a temporary would dangle */                 \
+    const auto df_wanted = (wanted);                                                                    \
     if (!(df_got == df_wanted))                                                                         \
       danceflux::test::fail_at(__FILE__, __LINE__, #got ": expected ", df_wanted, ", got ", df_got);    \
   } while (0)

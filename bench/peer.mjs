@@ -1,0 +1,82 @@
+// The other side of a comparison: a Python process that is told by lines of JSON what to do, and answers with lines of JSON.
+import { spawn } from "node:child_process";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+
+/** Median of some numbers. */
+export const median = (values) => [...values].sort((a, b) => a - b)[values.length >> 1];
+
+/** ||a - b|| / ||b|| */
+export function relativeError(a, b) {
+  let difference = 0;
+  let norm = 0;
+  for (let i = 0; i < b.length; i++) {
+    difference += (a[i] - b[i]) ** 2;
+    norm += b[i] ** 2;
+  }
+  return Math.sqrt(difference / norm);
+}
+
+/** Numbers from a formula, the same on both sides: a small generator, not a good one. Uniform in +-scale. */
+export function formula(count, seed, scale) {
+  const values = new Float32Array(count);
+  let state = seed >>> 0;
+  for (let i = 0; i < count; i++) {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    values[i] = ((state >>> 8) / 8388608 - 1) * scale;
+  }
+  return values;
+}
+
+/** Undefined when no Python was named. */
+export async function startPeer(script, args) {
+  const python = process.env.DANCEFLUX_PYTHON;
+  if (!python) {
+    console.error("DANCEFLUX_PYTHON is not set: PyTorch is not measured");
+    return undefined;
+  }
+  const folder = mkdtempSync(join(tmpdir(), "danceflux-bench-"));
+  const child = spawn(python, [script, folder, ...args.map(String)], { stdio: ["pipe", "pipe", "inherit"] });
+  const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
+  const answer = async () => {
+    const { value, done } = await lines.next();
+    if (done) throw new Error(`${script} ended early`);
+    return JSON.parse(value);
+  };
+  await answer(); // it says hello when its models are loaded
+  return {
+    /** Sends a command; arrays travel as raw f32 files in the folder. */
+    async ask(command, inputs = {}) {
+      for (const [name, values] of Object.entries(inputs)) writeFileSync(join(folder, `${name}.f32`), values);
+      child.stdin.write(`${JSON.stringify(command)}\n`);
+      return answer();
+    },
+    read(name) {
+      const bytes = readFileSync(join(folder, `${name}.f32`));
+      return new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4);
+    },
+    end() {
+      child.stdin.end();
+      rmSync(folder, { recursive: true, force: true });
+    },
+  };
+}
+
+/** Alternates two measurements, so that a change of the machine's speed meets both, and answers the medians in seconds. */
+export async function alternate(repeat, ours, theirs) {
+  const times = [[], []];
+  for (let i = 0; i < repeat; i++) {
+    times[0].push(await ours());
+    if (theirs) times[1].push(await theirs());
+  }
+  return { ours: median(times[0]), theirs: theirs ? median(times[1]) : null };
+}
+
+/** Seconds of an asynchronous piece of work. */
+export async function seconds(work) {
+  const started = performance.now();
+  await work();
+  return (performance.now() - started) / 1000;
+}

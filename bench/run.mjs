@@ -1,0 +1,42 @@
+// npm run bench -- NAME [--json] [--threads N] [--repeat N]
+//
+//   ops     every op of the case table on this device (GFLOP/s, GB/s)
+//   step    one GRPO iteration of tiny-shapes, stage by stage, beside the same in eager PyTorch
+//   wide    FLUX-width blocks, forward and backward, beside PyTorch; weights in f32 and in bf16
+//   memory  peak memory of both
+//
+// With --json one object per line: name, ours, theirs, ratio (theirs / ours for times), unit, checked. PyTorch is found through
+// DANCEFLUX_PYTHON (a Python with torch, diffusers, transformers and safetensors); without it `theirs` is null.
+import { parseArgs } from "node:util";
+
+const BENCHES = ["ops", "step", "wide", "memory"];
+const { values: options, positionals } = parseArgs({
+  allowPositionals: true,
+  options: {
+    json: { type: "boolean", default: false },
+    threads: { type: "string", default: "2" },
+    repeat: { type: "string", default: "3" },
+  },
+});
+const [name] = positionals;
+if (!BENCHES.includes(name)) {
+  console.error(`usage: npm run bench -- ${BENCHES.join("|")} [--json] [--threads N] [--repeat N]`);
+  process.exit(2);
+}
+
+/** Prints one result; `checked` must say that the outputs agreed before anything was timed. */
+function report({ name, ours, theirs = null, unit, checked, note }) {
+  const ratio = theirs === null ? null : theirs / ours;
+  if (options.json) {
+    console.log(JSON.stringify({ name, ours, theirs, ratio, unit, checked, ...(note ? { note } : {}) }));
+    return;
+  }
+  const number = (value) => (value === null ? "-" : value.toPrecision(4)).padStart(10);
+  const factor = ratio === null ? "" : ` x${ratio.toFixed(2)}`;
+  console.log(`${name.padEnd(34)}${number(ours)}${number(theirs)} ${unit}${factor}${checked ? "" : "  NOT CHECKED"}${note ? `  ${note}` : ""}`);
+}
+
+const { run } = await import(`./${name}.mjs`);
+if (!options.json) console.log(`${"".padEnd(34)}${"ours".padStart(10)}${"PyTorch".padStart(10)}`);
+const good = await run({ report, threads: Number(options.threads), repeat: Number(options.repeat) });
+process.exit(good === false ? 1 : 0);
