@@ -80,12 +80,12 @@ inline void block_product(const GemmKernels& kernels, float* c, std::int64_t c_r
 /// Rows of a head as columns of a right operand: depth is K.
 inline void pack_tokens(const GemmKernels& kernels, float* to, const HeadRows& rows, std::int64_t first, std::int64_t tokens,
                         std::int64_t width) {
-  kernels.pack_interleaved(to, kernels.nr, {rows.row(first), Store::f32, rows.stride, 1}, tokens, width);
+  kernels.pack_interleaved(to, kernels.nr, kernels.nr * width, {rows.row(first), Store::f32, rows.stride, 1}, tokens, width);
 }
 /// Columns of K as columns of a right operand: depth runs over tokens.
 inline void pack_width(const GemmKernels& kernels, float* to, const HeadRows& rows, std::int64_t first, std::int64_t tokens,
                        std::int64_t width) {
-  kernels.pack_interleaved(to, kernels.nr, {rows.row(first), Store::f32, 1, rows.stride}, width, tokens);
+  kernels.pack_interleaved(to, kernels.nr, kernels.nr * tokens, {rows.row(first), Store::f32, 1, rows.stride}, width, tokens);
 }
 /// Rows of a head, dense, as a left operand: rows of equal length that do not all fall on the same lines of the cache.
 inline std::int64_t left_row(std::int64_t width) { return round_up(width, 16) + 16; }

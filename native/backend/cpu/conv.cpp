@@ -24,12 +24,12 @@ struct PatchBatch {
     one.image += batch * image_stride;
     return one;
   }
-  static void pixels(const void* self, float* to, int width, std::int64_t batch, std::int64_t first_line, std::int64_t lines,
+  static void pixels(const void* self, float* to, int width, std::int64_t, std::int64_t batch, std::int64_t first_line, std::int64_t lines,
                      std::int64_t first_k, std::int64_t depth) {
     const auto& it = *static_cast<const PatchBatch*>(self);
     it.kernels.pack_pixels(to, width, it.of(batch), first_line, lines, first_k, depth);
   }
-  static void taps(const void* self, float* to, int width, std::int64_t batch, std::int64_t first_line, std::int64_t lines,
+  static void taps(const void* self, float* to, int width, std::int64_t, std::int64_t batch, std::int64_t first_line, std::int64_t lines,
                    std::int64_t first_k, std::int64_t depth) {
     const auto& it = *static_cast<const PatchBatch*>(self);
     it.kernels.pack_taps(to, width, it.of(batch), first_line, lines, first_k, depth);
@@ -80,14 +80,14 @@ struct PhaseWeights {
     return widened(data, store, ((o * channels + c) * kernel_rows + row) * kernel_columns + column);
   }
 
-  static void pack(const void* self, float* to, int width, std::int64_t, std::int64_t first_line, std::int64_t lines,
+  static void pack(const void* self, float* to, int width, std::int64_t sliver, std::int64_t, std::int64_t first_line, std::int64_t lines,
                    std::int64_t first_k, std::int64_t depth) {
     const auto& it = *static_cast<const PhaseWeights*>(self);
     const std::int64_t columns = it.phase.tap_columns, taps = it.phase.tap_rows * columns;
     for (std::int64_t k = 0; k < depth; ++k) {
       const std::int64_t o = (first_k + k) / taps, tap = (first_k + k) % taps;
       for (std::int64_t line = 0; line < lines; ++line)
-        to[line / width * width * depth + k * width + line % width] = it.at(o, first_line + line, tap / columns, tap % columns);
+        to[line / width * sliver + k * width + line % width] = it.at(o, first_line + line, tap / columns, tap % columns);
     }
   }
 };

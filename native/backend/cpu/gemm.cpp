@@ -8,10 +8,11 @@ namespace danceflux::cpu {
 namespace {
 
 constexpr std::int64_t kDepth = 384;             // the usual block of K: a sliver of A and the rows of C under way stay in the first cache
-constexpr std::int64_t kWide = 256;              // columns of C per task: the packed block of B stays in the second cache
+constexpr std::int64_t kWidest = 512;            // columns of C per task, if the packed block of B then fits in the second cache
 constexpr std::int64_t kNarrow = 64;             // below this the packing of A shows
 constexpr std::int64_t kLow = 96;                // below this the packing of B shows
 constexpr std::int64_t kStripFloats = 6144;      // packed rows of A at a time
+constexpr std::int64_t kGroupSlivers = 8;        // of A packed at a time when its rows are not dense: a cache line or more of each
 constexpr std::int64_t kNearLine = 512;          // floats from line to line up to which an operand is read where it lies
 constexpr double kTaskFlops = 5e5;               // less is not worth a second thread
 
@@ -32,10 +33,12 @@ struct Grid {
   std::int64_t tasks() const { return ceil_div(batches, batch_group) * row_count * column_count; }
 };
 
-Grid choose_grid(const Product& p, const GemmKernels& kernels, int threads) {
+Grid choose_grid(const Product& p, const Workspace& workspace, int threads) {
+  const GemmKernels& kernels = *workspace.kernels.gemm;
+  const std::int64_t wide = std::min(kWidest, workspace.second_cache * 3 / 4 / (kDepth * 4));
   Grid grid{};
   grid.batches = p.batch[0] * p.batch[1];
-  grid.columns = std::min(kWide / kernels.nr * kernels.nr, round_up(p.columns, kernels.nr));
+  grid.columns = std::min(wide / kernels.nr * kernels.nr, round_up(p.columns, kernels.nr));
   grid.rows = p.rows;
   grid.batch_group = 1;
   const double each = 2.0 * static_cast<double>(p.rows) * static_cast<double>(p.columns) * static_cast<double>(std::max<std::int64_t>(p.depth, 1));
@@ -63,7 +66,8 @@ class Rectangle {
       : p_(p), kernels_(kernels), blocks_(p.depth), memory_(memory) {
     strip_rows_ = std::max<std::int64_t>(kernels.mr, kStripFloats / std::max<std::int64_t>(blocks_.size, 1) / kernels.mr * kernels.mr);
     strip_rows_ = std::min(strip_rows_, round_up(grid.rows, kernels.mr));
-    b_at_ = strip_rows_ * line_room();
+    group_rows_ = std::max(strip_rows_, kGroupSlivers * kernels.mr / strip_rows_ * strip_rows_);
+    b_at_ = group_rows_ / kernels.mr * std::max(kernels.mr * line_room(), a_sliver());
     c_at_ = b_at_ + grid.columns * blocks_.size;
     size_ = c_at_ + (in_place() ? 0 : grid.rows * grid.columns);
   }
@@ -95,6 +99,7 @@ class Rectangle {
 
   // rows of a packed strip must not all fall on the same lines of the cache
   std::int64_t line_room() const { return blocks_.size + 16; }
+  std::int64_t a_sliver() const { return kernels_.mr * blocks_.size + kSliverSlack; }
 
   template <bool kRead>
   void move_c() {
@@ -125,35 +130,59 @@ class Rectangle {
           strip.c = c + i * c_row + j;
           if (last && p_.column_bias) strip.column_bias = p_.column_bias + column_ + j;
           take_b(strip, i == 0, j);
+          fetch_ahead(i, j);
           kernels_.strip(strip);
         }
       }
     }
   }
 
+  bool a_lies_near() const {
+    if (a_.store != Store::f32) return false;
+    return (a_.depth_stride == 1 ? a_.line_stride : a_.depth_stride) <= kNearLine || columns_ <= kernels_.nr;
+  }
+
+  // A strip that lies along k is read by rows; else several strips are packed at once, to use whole cache lines.
   void take_a(StripArgs& strip, std::int64_t i) {
-    float* to = memory_;
-    strip.a = to;
-    const Panel& a = a_;
-    if (!p_.a.gather) {
-      Panel part = a;
-      part.data = shifted(a, (row_ + i) * a.line_stride + k_ * a.depth_stride);
-      const bool near = (a.depth_stride == 1 ? a.line_stride : a.depth_stride) <= kNearLine || columns_ <= kernels_.nr;
-      if (a.store == Store::f32 && near) {
+    if (p_.a.gather == nullptr) {
+      Panel part = a_;
+      part.data = shifted(a_, (row_ + i) * a_.line_stride + k_ * a_.depth_stride);
+      if (a_lies_near()) {
         strip.a = static_cast<const float*>(part.data);
-        strip.a_row = a.line_stride, strip.a_depth = a.depth_stride, strip.a_tile = kernels_.mr * a.line_stride;
+        strip.a_row = a_.line_stride, strip.a_depth = a_.depth_stride, strip.a_tile = kernels_.mr * a_.line_stride;
         return;
       }
-      if (a.depth_stride == 1) {
-        kernels_.pack_rows(to, line_room(), part, strip.rows, depth_);
+      if (a_.depth_stride == 1) {
+        kernels_.pack_rows(memory_, line_room(), part, strip.rows, depth_);
+        strip.a = memory_;
         strip.a_row = line_room(), strip.a_depth = 1, strip.a_tile = kernels_.mr * line_room();
         return;
       }
-      kernels_.pack_interleaved(to, kernels_.mr, part, strip.rows, depth_);
-    } else if (depth_ > 0) {
-      p_.a.gather->pack(p_.a.gather->self, to, kernels_.mr, batch_, row_ + i, strip.rows, k_, depth_);
+      if (i % group_rows_ == 0)
+        kernels_.pack_interleaved(memory_, kernels_.mr, a_sliver(), part, std::min(group_rows_, rows_ - i), depth_);
+    } else if (depth_ > 0 && i % group_rows_ == 0) {
+      p_.a.gather->pack(p_.a.gather->self, memory_, kernels_.mr, a_sliver(), batch_, row_ + i, std::min(group_rows_, rows_ - i), k_, depth_);
     }
-    strip.a_row = 1, strip.a_depth = kernels_.mr, strip.a_tile = kernels_.mr * depth_;
+    strip.a = memory_ + i % group_rows_ / kernels_.mr * a_sliver();
+    strip.a_row = 1, strip.a_depth = kernels_.mr, strip.a_tile = a_sliver();
+  }
+
+  // While strip i meets column j, a share of the rows of A that are packed next comes nearer.
+  void fetch_ahead(std::int64_t i, std::int64_t j) const {
+    if (p_.a.gather || a_lies_near()) return;
+    const bool along_k = a_.depth_stride == 1;
+    const std::int64_t unit = along_k ? strip_rows_ : group_rows_;
+    const std::int64_t first = i / unit * unit + unit, lines = std::min(unit, rows_ - first);
+    if (lines <= 0) return;
+    // runs that lie dense in memory: `runs` of them, of `length` elements
+    const std::int64_t runs = along_k ? lines : depth_, length = along_k ? depth_ : lines;
+    const std::int64_t stride = along_k ? a_.line_stride : a_.depth_stride;
+    const std::int64_t steps = ceil_div(columns_, kernels_.nr) * (unit / strip_rows_);
+    const std::int64_t step = i % unit / strip_rows_ * ceil_div(columns_, kernels_.nr) + j / kernels_.nr;
+    const char* base = static_cast<const char*>(shifted(a_, (row_ + first) * a_.line_stride + k_ * a_.depth_stride));
+    const auto size = static_cast<std::int64_t>(size_of(a_.store));
+    for (std::int64_t run = runs * step / steps; run < runs * (step + 1) / steps; ++run)
+      for (std::int64_t byte = 0; byte < length * size; byte += 64) __builtin_prefetch(base + run * stride * size + byte, 0, 2);
   }
 
   void take_b(StripArgs& strip, bool first, std::int64_t j) {
@@ -161,7 +190,7 @@ class Rectangle {
     strip.b = to;
     strip.b_depth = kernels_.nr;
     if (p_.b.gather) {
-      if (first && depth_ > 0) p_.b.gather->pack(p_.b.gather->self, to, kernels_.nr, batch_, column_ + j, strip.columns, k_, depth_);
+      if (first && depth_ > 0) p_.b.gather->pack(p_.b.gather->self, to, kernels_.nr, kernels_.nr * depth_, batch_, column_ + j, strip.columns, k_, depth_);
       return;
     }
     Panel part = b_;
@@ -172,7 +201,7 @@ class Rectangle {
       strip.b = static_cast<const float*>(part.data);
       strip.b_depth = b_.depth_stride;
     } else if (first) {
-      kernels_.pack_interleaved(to, kernels_.nr, part, strip.columns, depth_);
+      kernels_.pack_interleaved(to, kernels_.nr, kernels_.nr * depth_, part, strip.columns, depth_);
     }
   }
 
@@ -180,7 +209,7 @@ class Rectangle {
   const GemmKernels& kernels_;
   const DepthBlocks blocks_;
   float* memory_;
-  std::int64_t strip_rows_, b_at_, c_at_, size_;
+  std::int64_t strip_rows_, group_rows_, b_at_, c_at_, size_;
   std::int64_t batch_ = 0, row_ = 0, rows_ = 0, column_ = 0, columns_ = 0, k_ = 0, depth_ = 0;
   Panel a_{}, b_{};
   float* c_ = nullptr;
@@ -222,7 +251,7 @@ void multiply(const Product& product, ThreadPool& threads, Workspace& workspace)
   fold_batch(p, 0);
   if (p.rows == 0 || p.columns == 0 || p.batch[0] * p.batch[1] == 0) return;
   const GemmKernels& kernels = *workspace.kernels.gemm;
-  const Grid grid = choose_grid(p, kernels, threads.threads());
+  const Grid grid = choose_grid(p, workspace, threads.threads());
   workspace.reserve_workers(static_cast<std::size_t>(Rectangle(p, kernels, grid, nullptr).floats()) * sizeof(float));
   threads.run(grid.tasks(), [&](std::int64_t task, int worker) {
     Rectangle rectangle(p, kernels, grid, workspace.worker(worker));

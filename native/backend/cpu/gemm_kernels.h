@@ -14,6 +14,9 @@ namespace danceflux::cpu {
 /// No block of K is longer.
 constexpr std::int64_t kMaxDepth = 576;
 
+/// Packing may write so many floats past the end of a sliver.
+constexpr std::int64_t kSliverSlack = 16;
+
 /// A strip of C: up to `rows` x `columns` (columns <= nr), for one block of K.
 struct StripArgs {
   std::int64_t rows, columns, depth;
@@ -37,9 +40,10 @@ struct GemmKernels {
   int mr, nr;  // the register tile
   /// Any number of rows; at most nr columns.
   void (*strip)(const StripArgs& args);
-  /// Slivers of `width` lines, one after the other: to[(line / width) * width * depth + k * width + line % width] = panel(line, k).
+  /// Slivers of `width` lines (mr or nr), `sliver` floats from one to the next, which is at least width * depth and kSliverSlack more
+  /// when the width is no multiple of a vector: to[(line / width) * sliver + k * width + line % width] = panel(line, k).
   /// What lies past the last line of the last sliver is never used.
-  void (*pack_interleaved)(float* to, int width, const Panel& panel, std::int64_t lines, std::int64_t depth);
+  void (*pack_interleaved)(float* to, int width, std::int64_t sliver, const Panel& panel, std::int64_t lines, std::int64_t depth);
   /// to[line * to_line + k] = panel(line, k), for panels whose depth stride is 1.
   void (*pack_rows)(float* to, std::int64_t to_line, const Panel& panel, std::int64_t lines, std::int64_t depth);
   /// One sliver of at most `width` lines. Lines are pixels and k runs over taps:

@@ -27,8 +27,9 @@ class Buffer {
 
 /// The kernels in use and the memory that they pack into.
 struct Workspace {
-  Workspace(const IsaKernels& isa, int threads) : kernels(isa), workers(static_cast<std::size_t>(threads)) {}
+  Workspace(const IsaKernels& isa, int threads);
   const IsaKernels& kernels;
+  std::int64_t second_cache = std::int64_t{1} << 19;  // bytes per core; a guess where the system does not tell
   Buffer shared;                // filled by all threads, read by all
   std::vector<Buffer> workers;  // one per thread, by the worker number that ThreadPool hands to a task
   /// Every worker's buffer holds at least `bytes` afterwards. Called before the tasks run: a task may not throw.

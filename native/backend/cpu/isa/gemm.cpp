@@ -1,22 +1,10 @@
 // The register tile of matrix products: kRows x (kVectors * kLanes) sums held in registers over one block of K.
 #include "backend/cpu/gemm_kernels.h"
 #include "backend/cpu/isa/gemm_kernels_isa.h"
-#include "backend/cpu/simd.h"
+#include "backend/cpu/isa/register_tile.h"
 
 namespace danceflux::cpu::DANCEFLUX_ISA_NAMESPACE {
 namespace {
-
-// As many sums as the register file holds beside one row of B and a broadcast element of A.
-#if DANCEFLUX_ISA_AVX512
-constexpr int kRows = 12, kVectors = 2;
-#elif DANCEFLUX_ISA_AVX2
-constexpr int kRows = 6, kVectors = 2;
-#elif DANCEFLUX_ISA_NEON
-constexpr int kRows = 8, kVectors = 3;
-#else
-constexpr int kRows = 4, kVectors = 2;
-#endif
-constexpr int kColumns = kVectors * kLanes;
 
 template <int M, int V>
 DF_INLINE void finish_full(const Vec (&sum)[M][V], const StripArgs& t, int64_t row_index, float* c) {
@@ -55,6 +43,12 @@ template <int M, int V>
 void tile(const StripArgs& t, int64_t first_row) {
   const float* a = t.a + first_row / kRows * t.a_tile;
   float* c = t.c + first_row * t.c_row;
+  // C is far away: its lines travel while the sums are made
+#pragma GCC unroll 16
+  for (int i = 0; i < M; ++i) {
+    __builtin_prefetch(c + i * t.c_row, 1);
+    __builtin_prefetch(c + i * t.c_row + (V * kLanes - 1), 1);
+  }
   Vec sum[M][V];
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i)

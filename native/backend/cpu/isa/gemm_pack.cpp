@@ -1,5 +1,6 @@
 // Packing: panels in any layout and storage type become runs of f32 that the register tile reads in order.
 #include "backend/cpu/isa/gemm_kernels_isa.h"
+#include "backend/cpu/isa/register_tile.h"
 #include "backend/cpu/isa/transpose.h"
 #include "backend/cpu/simd.h"
 
@@ -54,40 +55,49 @@ DF_INLINE void interleave_sliver(float* to, int width, const typename From::Type
 }
 
 template <class From>
-void interleave_depth_runs(float* to, int width, const Panel& panel, int64_t lines, int64_t depth) {
+void interleave_depth_runs(float* to, int width, int64_t sliver, const Panel& panel, int64_t lines, int64_t depth) {
   const auto* from = static_cast<const typename From::Type*>(panel.data);
-  for (int64_t line = 0; line < lines; line += width)
-    interleave_sliver<From>(to + line * depth, width, from + line * panel.line_stride, panel.line_stride,
+  for (int64_t line = 0; line < lines; line += width, to += sliver)
+    interleave_sliver<From>(to, width, from + line * panel.line_stride, panel.line_stride,
                             width < lines - line ? width : lines - line, depth);
 }
 
 // Reads whole rows of k, as far as the lines go, so that every page and cache line is touched once.
-template <class From>
-void interleave_line_runs(float* to, int width, const Panel& panel, int64_t lines, int64_t depth) {
+template <class From, int kWidth>
+void interleave_line_runs(float* to, int64_t sliver, const Panel& panel, int64_t lines, int64_t depth) {
+  constexpr int kWhole = (kWidth + kLanes - 1) / kLanes * kLanes;
+  constexpr int kAhead = 8;  // rows: the next ones lie on other pages, where no hardware looks
   const auto* from = static_cast<const typename From::Type*>(panel.data);
   for (int64_t k = 0; k < depth; ++k, from += panel.depth_stride) {
-    float* at = to + k * width;
+    float* at = to + k * kWidth;
     int64_t line = 0;
-    for (; line + width <= lines; line += width) copy_run<From>(at + line * depth, from + line, width);
-    if (line < lines) copy_run<From>(at + line * depth, from + line, lines - line);
+    for (; line + kWhole <= lines; line += kWidth, at += sliver) {
+      __builtin_prefetch(from + line + kAhead * panel.depth_stride);
+      __builtin_prefetch(from + line + kWidth - 1 + kAhead * panel.depth_stride);
+      // what spills over a sliver's row is overwritten by the next row
+#pragma GCC unroll 4
+      for (int i = 0; i < kWhole; i += kLanes) store(at + i, From::many(from + line + i));
+    }
+    for (; line < lines; line += kWidth, at += sliver) copy_run<From>(at, from + line, kWidth < lines - line ? kWidth : lines - line);
   }
 }
 
 template <class From>
-void interleave_scattered(float* to, int width, const Panel& panel, int64_t lines, int64_t depth) {
+void interleave_scattered(float* to, int width, int64_t sliver, const Panel& panel, int64_t lines, int64_t depth) {
   const auto* from = static_cast<const typename From::Type*>(panel.data);
-  for (int64_t first = 0; first < lines; first += width, to += width * depth)
+  for (int64_t first = 0; first < lines; first += width, to += sliver)
     for (int64_t k = 0; k < depth; ++k)
       for (int64_t line = 0; line < width && first + line < lines; ++line)
         to[k * width + line] = From::some(from + (first + line) * panel.line_stride + k * panel.depth_stride, 1)[0];
 }
 
 template <class From>
-void interleave(float* to, int width, const Panel& panel, int64_t lines, int64_t depth) {
-  if (panel.line_stride == 1) return interleave_line_runs<From>(to, width, panel, lines, depth);
+void interleave(float* to, int width, int64_t sliver, const Panel& panel, int64_t lines, int64_t depth) {
+  if (panel.line_stride == 1 && width == kRows) return interleave_line_runs<From, kRows>(to, sliver, panel, lines, depth);
+  if (panel.line_stride == 1 && width == kColumns) return interleave_line_runs<From, kColumns>(to, sliver, panel, lines, depth);
   // squares are stored as whole vectors
-  if (panel.depth_stride == 1 && width % kLanes == 0) return interleave_depth_runs<From>(to, width, panel, lines, depth);
-  interleave_scattered<From>(to, width, panel, lines, depth);
+  if (panel.depth_stride == 1 && width % kLanes == 0) return interleave_depth_runs<From>(to, width, sliver, panel, lines, depth);
+  interleave_scattered<From>(to, width, sliver, panel, lines, depth);
 }
 
 template <class From>
@@ -98,11 +108,11 @@ void copy_lines(float* to, int64_t to_line, const Panel& panel, int64_t lines, i
 
 }  // namespace
 
-void pack_interleaved(float* to, int width, const Panel& panel, int64_t lines, int64_t depth) {
+void pack_interleaved(float* to, int width, int64_t sliver, const Panel& panel, int64_t lines, int64_t depth) {
   switch (panel.store) {
-    case Store::f32: return interleave<F32>(to, width, panel, lines, depth);
-    case Store::bf16: return interleave<Bf16>(to, width, panel, lines, depth);
-    case Store::f16: return interleave<F16>(to, width, panel, lines, depth);
+    case Store::f32: return interleave<F32>(to, width, sliver, panel, lines, depth);
+    case Store::bf16: return interleave<Bf16>(to, width, sliver, panel, lines, depth);
+    case Store::f16: return interleave<F16>(to, width, sliver, panel, lines, depth);
   }
 }
 
