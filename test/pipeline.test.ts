@@ -1,0 +1,157 @@
+// A whole picture as diffusers' FluxPipeline makes it: noise, Euler steps, decoder; and what a pipeline folder must hold.
+import { rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import { loadPipeline } from "../lib/models/pipeline.js";
+import type { Pipeline } from "../lib/models/types.js";
+import { type NativeTensor, native, runJob } from "../lib/native.js";
+import { guidanceOf, type SamplePlan, samplePlan, timestepOf } from "../lib/sample/sampler.js";
+import { floatInput, inputShape, readCase, readGoldens, relativeError } from "./fixtures/cases.js";
+import { testDevice, testFolder } from "./support/device.js";
+import { smallPipeline, writeSmallPipeline } from "./support/pipeline.js";
+
+const device = testDevice();
+const folder = testFolder();
+
+const run = readCase("pipeline").runs[0]!;
+const goldens = readGoldens("pipeline");
+const golden = (name: string) => goldens.get(`${run.name}/${name}`)!;
+const FORWARD = 1e-5;
+
+/** Embedding `row` of an input [B, ...] as a tensor [1, ...]. */
+async function rowOf(name: string, row: number): Promise<NativeTensor> {
+  const shape = inputShape(run, name).slice(1);
+  const size = shape.reduce((product, dim) => product * dim, 1);
+  const values = floatInput(run, name).slice(row * size, (row + 1) * size);
+  return runJob(device.handle.upload(values, [1, ...shape]));
+}
+
+async function euler(pipeline: Pipeline, plan: SamplePlan, start: NativeTensor): Promise<NativeTensor> {
+  const text = [await rowOf("prompt_embeds", 0), await rowOf("prompt_embeds", 1)];
+  const pooled = [await rowOf("pooled_prompt_embeds", 0), await rowOf("pooled_prompt_embeds", 1)];
+  let latents = start;
+  for (let step = 0; step < plan.kinds.length; step++) {
+    const result = await runJob(
+      pipeline.transformer.sampleStep({
+        latents: [0, 1].map((row) => ({ tensor: latents, row })),
+        prompts: [0, 1],
+        text,
+        pooled,
+        timesteps: Array(2).fill(timestepOf(plan, step)),
+        guidance: guidanceOf(pipeline, plan, 2),
+        gridRows: plan.grid.rows,
+        gridColumns: plan.grid.columns,
+        kind: plan.kinds[step]!,
+        eta: 0,
+        sigmas: Array(2).fill(plan.sigmas[step]!),
+        nextSigmas: Array(2).fill(plan.sigmas[step + 1]!),
+        denoised: false,
+      }),
+    );
+    expect(result.logProbs).toHaveLength(0);
+    latents.dispose();
+    latents = result.latents;
+  }
+  for (const tensor of [...text, ...pooled]) tensor.dispose();
+  return latents;
+}
+
+describe("sampling without noise", () => {
+  it("goes from noise to picture as diffusers goes", async () => {
+    const pipeline = await smallPipeline(device, join(folder, "model"));
+    const [width, height] = [run.width as number, run.height as number];
+    const options = {
+      width,
+      height,
+      steps: 4,
+      shift: "dynamic",
+      kind: "ode",
+      eta: 0.3,
+      guidance: 3.5,
+    } as const;
+    const plan = samplePlan(pipeline, options);
+    expect(relativeError(plan.sigmas, golden("sigmas").values)).toBeLessThan(1e-6);
+    const { shape, values } = golden("packed_noise");
+    const latents = await euler(pipeline, plan, await runJob(device.handle.upload(values, [...shape])));
+    expect(
+      relativeError(await runJob(latents.download()), golden("packed_latents").values),
+    ).toBeLessThanOrEqual(FORWARD);
+    const images = await pipeline.decode(latents, plan.grid.rows, plan.grid.columns);
+    expect(images.shape).toEqual([2, 3, height, width]);
+    const levels = (await runJob(images.download())).map((x) => Math.min(Math.max(x / 2 + 0.5, 0), 1));
+    expect(relativeError(levels, golden("image").values)).toBeLessThanOrEqual(FORWARD);
+    const bytes = await runJob(device.handle.toRgb8(images));
+    const plane = height * width;
+    // Interleaved bytes, rounded: half a level and what the float differs by.
+    bytes.forEach((byte, i) => {
+      const picture = Math.floor(i / (3 * plane));
+      const place = Math.floor((i % (3 * plane)) / 3);
+      const level = golden("image").values[(picture * 3 + (i % 3)) * plane + place]!;
+      expect(Math.abs(byte - level * 255)).toBeLessThanOrEqual(0.501);
+    });
+    for (const thing of [latents, images, pipeline]) thing.dispose();
+  });
+});
+
+describe("a pipeline folder", () => {
+  const load = (path: string) => loadPipeline(path, { device, dtype: "f32" });
+  const broken = (name: string, spoil: (path: string) => void) => {
+    const path = writeSmallPipeline(join(folder, name));
+    spoil(path);
+    return path;
+  };
+
+  it("encodes prompts until the encoders are freed, and keeps embeddings", async () => {
+    const pipeline = await load(writeSmallPipeline(join(folder, "encode")));
+    const [first, again, other] = await pipeline.encodePrompts(["a bad cab", "a bad cab", "fig"]);
+    pipeline.freeTextEncoders();
+    pipeline.freeTextEncoders();
+    expect(first!.text.shape).toEqual([1, 12, 24]);
+    expect(first!.pooled.shape).toEqual([1, 20]);
+    const values = await runJob(first!.text.download());
+    expect(await runJob(again!.text.download())).toEqual(values);
+    expect(await runJob(other!.text.download())).not.toEqual(values);
+    await expect(pipeline.encodePrompts(["fig"])).rejects.toMatchObject({ code: "ERR_FREED" });
+    for (const embedding of [first!, again!, other!]) embedding[Symbol.dispose]();
+    pipeline.dispose();
+  });
+
+  it.each([
+    ["transformer", "ERR_FILE", "expected a transformer/ folder"],
+    ["vae", "ERR_FILE", "expected a vae/ folder"],
+    ["text_encoder/config.json", "ERR_FILE", "text_encoder/config.json"],
+    ["text_encoder_2/model.safetensors", "ERR_FILE", "expected model.safetensors or its index"],
+    ["tokenizer", "ERR_TOKENIZER", "tokenizer"],
+    ["tokenizer_2/tokenizer.json", "ERR_TOKENIZER", "tokenizer_2"],
+  ])("without %s is refused, and nothing stays on the device", async (part, code, message) => {
+    const path = broken(`without-${part.replace("/", "-")}`, (root) =>
+      rmSync(join(root, part), { recursive: true }),
+    );
+    const before = native().liveHandles();
+    await expect(load(path)).rejects.toMatchObject({ code, message: expect.stringContaining(message) });
+    expect(native().liveHandles()).toEqual(before);
+  });
+
+  it("is refused when its parts do not fit together, or its files are not what they should be", async () => {
+    const vae = broken("vae-config", (root) => writeFileSync(join(root, "vae/config.json"), "[]"));
+    await expect(load(vae)).rejects.toMatchObject({
+      code: "ERR_CONFIG",
+      message: expect.stringContaining("vae/config.json"),
+    });
+    const text = broken("not-json", (root) => writeFileSync(join(root, "transformer/config.json"), "{"));
+    await expect(load(text)).rejects.toMatchObject({ code: "ERR_CONFIG" });
+    const weights = broken("cut", (root) =>
+      writeFileSync(join(root, "transformer/diffusion_pytorch_model.safetensors"), "abc"),
+    );
+    await expect(load(weights)).rejects.toMatchObject({ code: "ERR_SAFETENSORS" });
+    await expect(load(join(folder, "nowhere"))).rejects.toMatchObject({ code: "ERR_FILE" });
+  });
+
+  it("stops loading when it is told to", async () => {
+    const reason = new Error("enough");
+    const path = writeSmallPipeline(join(folder, "stopped"));
+    const before = native().liveHandles();
+    await expect(loadPipeline(path, { device, signal: AbortSignal.abort(reason) })).rejects.toBe(reason);
+    expect(native().liveHandles()).toEqual(before);
+  });
+});
