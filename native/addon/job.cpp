@@ -7,16 +7,6 @@
 namespace danceflux::addon {
 namespace {
 
-// Every device thread of the process, for a clean exit. Never destroyed: static destructors would race with live threads.
-struct Threads {
-  std::mutex mutex;
-  std::set<DeviceThread*> all;
-};
-Threads& threads() {
-  static auto* instance = new Threads;
-  return *instance;
-}
-
 void run(Job& job) {
   try {
     const CancelScope scope(&job.cancelled);
@@ -30,7 +20,9 @@ void run(Job& job) {
 
 }  // namespace
 
-JobHome::JobHome(Napi::Env env) : channel_(Channel::New(env, "danceflux jobs", 0, 1, this)) { channel_.Unref(env); }
+JobHome::JobHome(Napi::Env env) : channel_(Channel::New(env, "danceflux jobs", 0, 1, this)) {
+  channel_.Unref(env);
+}
 
 Napi::Promise JobHome::adopt(Napi::Env env, const std::shared_ptr<Job>& job) {
   job->deferred.emplace(Napi::Promise::Deferred::New(env));
@@ -44,7 +36,11 @@ void JobHome::deliver(const std::shared_ptr<Job>& job) {
   auto message = std::make_unique<std::shared_ptr<Job>>(job);
   // Under the lock: cancel_all() must not take the channel away between the check and the call.
   const std::lock_guard lock(mutex_);
-  if (!closed_ && channel_.NonBlockingCall(message.get()) == napi_ok) message.release();
+  if (closed_) return;
+  if (channel_.NonBlockingCall(message.get()) == napi_ok)
+    message.release();
+  else
+    closed_ = true;  // the environment is ending, and a channel that said so once must not be asked again
 }
 
 void JobHome::cancel_all() {
@@ -55,7 +51,8 @@ void JobHome::cancel_all() {
 
 void JobHome::settle(Napi::Env env, Napi::Function, JobHome* home, std::shared_ptr<Job>* message) {
   const std::unique_ptr<std::shared_ptr<Job>> owned(message);
-  if (static_cast<napi_env>(env) == nullptr || !home) return;  // the environment is gone: nobody is left to tell
+  if (static_cast<napi_env>(env) == nullptr || !home)
+    return;  // the environment is gone: nobody is left to tell
   const std::shared_ptr<Job> job = *owned;
   {
     const std::lock_guard lock(home->mutex_);
@@ -74,62 +71,104 @@ void JobHome::settle(Napi::Env env, Napi::Function, JobHome* home, std::shared_p
   job->deferred->Reject(to_js_error(env, job->error).Value());
 }
 
-DeviceThread::DeviceThread() : thread_([this] { loop(); }) {
-  const std::lock_guard lock(threads().mutex);
-  threads().all.insert(this);
+struct DeviceThread::State {
+  struct Entry {
+    std::shared_ptr<Job> job;
+    std::shared_ptr<JobHome> home;
+  };
+  std::mutex mutex;
+  std::condition_variable ready;
+  std::deque<Entry> queue;
+  std::shared_ptr<Job> running;
+  bool stopping = false;
+  std::thread thread;
+
+  // Every device thread of the process, for a clean exit. Never destroyed: static destructors would race with
+  // live threads.
+  struct Registry {
+    std::mutex mutex;
+    std::set<std::shared_ptr<State>> all;
+  };
+  static Registry& registry() {
+    static auto* instance = new Registry;
+    return *instance;
+  }
+
+  static void loop(const std::shared_ptr<State>& state);
+  void stop();
+};
+
+DeviceThread::DeviceThread() : state_(std::make_shared<State>()) {
+  {
+    const std::lock_guard lock(State::registry().mutex);
+    State::registry().all.insert(state_);
+  }
+  const std::lock_guard lock(state_->mutex);
+  state_->thread = std::thread([state = state_] { State::loop(state); });
 }
 
 DeviceThread::~DeviceThread() {
   stop();
-  const std::lock_guard lock(threads().mutex);
-  threads().all.erase(this);
+  const std::lock_guard lock(State::registry().mutex);
+  State::registry().all.erase(state_);
 }
 
 void DeviceThread::post(std::shared_ptr<Job> job, std::shared_ptr<JobHome> home) {
   {
-    const std::lock_guard lock(mutex_);
-    require(!stopping_, "ERR_DISPOSED", "device: it was disposed");
-    queue_.push_back({std::move(job), std::move(home)});
+    const std::lock_guard lock(state_->mutex);
+    require(!state_->stopping, "ERR_DISPOSED", "device: it was disposed");
+    state_->queue.push_back({std::move(job), std::move(home)});
   }
-  ready_.notify_one();
+  state_->ready.notify_one();
 }
 
-void DeviceThread::stop() {
+void DeviceThread::stop() { state_->stop(); }
+
+void DeviceThread::State::stop() {
+  std::thread ending;
   {
-    const std::lock_guard lock(mutex_);
-    stopping_ = true;
-    if (running_) running_->cancelled = true;
-    for (const Entry& entry : queue_) entry.job->cancelled = true;
+    const std::lock_guard lock(mutex);
+    stopping = true;
+    if (running) running->cancelled = true;
+    for (const Entry& entry : queue) entry.job->cancelled = true;
+    ending = std::move(thread);  // two may ask at once: one joins
   }
-  ready_.notify_all();
-  // The last handle of a device may fall on its own thread (a job's tensors hold the device): it cannot join itself.
-  if (!thread_.joinable()) return;
-  if (thread_.get_id() == std::this_thread::get_id()) thread_.detach();
-  else thread_.join();
+  ready.notify_all();
+  if (!ending.joinable()) return;
+  // The last handle of a device may fall on its own thread (a job's tensors hold the device): it cannot join
+  // itself.
+  if (ending.get_id() == std::this_thread::get_id())
+    ending.detach();
+  else
+    ending.join();
 }
 
 void DeviceThread::stop_all() {
-  std::set<DeviceThread*> all;
+  std::set<std::shared_ptr<State>> all;
   {
-    const std::lock_guard lock(threads().mutex);
-    all = threads().all;
+    const std::lock_guard lock(State::registry().mutex);
+    all = State::registry().all;
   }
-  for (DeviceThread* thread : all) thread->stop();
+  for (const std::shared_ptr<State>& state : all) state->stop();
 }
 
-void DeviceThread::loop() {
-  std::unique_lock lock(mutex_);
+void DeviceThread::State::loop(const std::shared_ptr<State>& state) {
   for (;;) {
-    ready_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
-    if (queue_.empty()) return;
-    const Entry entry = std::move(queue_.front());
-    queue_.pop_front();
-    running_ = entry.job;
-    lock.unlock();
+    Entry entry;
+    {
+      std::unique_lock lock(state->mutex);
+      state->ready.wait(lock, [&] { return state->stopping || !state->queue.empty(); });
+      if (state->queue.empty()) return;
+      entry = std::move(state->queue.front());
+      state->queue.pop_front();
+      state->running = entry.job;
+    }
     run(*entry.job);
     entry.home->deliver(entry.job);
-    lock.lock();
-    running_ = nullptr;
+    const std::lock_guard lock(state->mutex);
+    state->running = nullptr;
+    // The entry goes after the lock: with a job may go the last handle of this very device, whose end takes
+    // the lock.
   }
 }
 

@@ -23,8 +23,8 @@ struct Job {
   std::optional<Napi::Promise::Deferred> deferred;  // touched on the JavaScript thread only
 };
 
-/// Where finished jobs come back to one JavaScript environment (the main thread or a worker). Knows the jobs under way, so that it can
-/// stop them when the environment ends.
+/// Where finished jobs come back to one JavaScript environment (the main thread or a worker). Knows the jobs
+/// under way, so that it can stop them when the environment ends.
 class JobHome {
  public:
   explicit JobHome(Napi::Env env);
@@ -54,33 +54,25 @@ class DeviceThread {
   DeviceThread& operator=(const DeviceThread&) = delete;
 
   void post(std::shared_ptr<Job> job, std::shared_ptr<JobHome> home);
-  /// Stops the running job and those that wait, and joins. Idempotent.
+  /// Stops the running job and those that wait, and joins. Idempotent; from any thread, its own included.
   void stop();
   /// Stops every device thread of the process.
   static void stop_all();
 
  private:
-  struct Entry {
-    std::shared_ptr<Job> job;
-    std::shared_ptr<JobHome> home;
-  };
-  void loop();
-
-  std::mutex mutex_;
-  std::condition_variable ready_;
-  std::deque<Entry> queue_;
-  std::shared_ptr<Job> running_;
-  bool stopping_ = false;
-  std::thread thread_;
+  struct State;
+  std::shared_ptr<State> state_;  // the thread holds it too: it may outlive this handle
 };
 
-/// A JavaScript error of `error`, with code and hint. Must be called inside a catch-free context on the JavaScript thread.
+/// A JavaScript error of `error`, with code and hint. Must be called inside a catch-free context on the
+/// JavaScript thread.
 Napi::Error to_js_error(Napi::Env env, const std::exception_ptr& error);
 
 /// The JavaScript side of a job: { promise, abort }.
 Napi::Object start_job(Napi::Env env, DeviceThread& thread, std::shared_ptr<Job> job);
 
-/// Posts work() -> R to the device thread and converts its result with convert(env, R&) on the JavaScript thread.
+/// Posts work() -> R to the device thread and converts its result with convert(env, R&) on the JavaScript
+/// thread.
 template <class Work, class Convert>
 Napi::Value submit(Napi::Env env, DeviceThread& thread, Work work, Convert convert) {
   using Result = decltype(work());
