@@ -169,16 +169,25 @@ __asm__(".symver oldest___lxstat, __lxstat@" OLDEST);
 __asm__(".symver oldest___fxstat, __fxstat@" OLDEST);
 __asm__(".symver oldest___fxstatat, __fxstatat@" FXSTATAT_VERSION);
 
-int danceflux_stat(const char* path, struct stat* out) HIDDEN("stat");
-int danceflux_stat(const char* path, struct stat* out) { return old_xstat(kStatVersion, path, out); }
-int danceflux_lstat(const char* path, struct stat* out) HIDDEN("lstat");
-int danceflux_lstat(const char* path, struct stat* out) { return old_lxstat(kStatVersion, path, out); }
-int danceflux_fstat(int file, struct stat* out) HIDDEN("fstat");
-int danceflux_fstat(int file, struct stat* out) { return old_fxstat(kStatVersion, file, out); }
-int danceflux_fstatat(int folder, const char* path, struct stat* out, int flags) HIDDEN("fstatat");
-int danceflux_fstatat(int folder, const char* path, struct stat* out, int flags) {
-  return old_fxstatat(kStatVersion, folder, path, out, flags);
-}
+// Under their plain names and their 64-bit ones, which are the same on these machines.
+#define STAT_TWINS(suffix)                                                                                \
+  int danceflux_stat##suffix(const char* path, struct stat* out) HIDDEN("stat" #suffix);                  \
+  int danceflux_stat##suffix(const char* path, struct stat* out) {                                        \
+    return old_xstat(kStatVersion, path, out);                                                            \
+  }                                                                                                       \
+  int danceflux_lstat##suffix(const char* path, struct stat* out) HIDDEN("lstat" #suffix);                \
+  int danceflux_lstat##suffix(const char* path, struct stat* out) {                                       \
+    return old_lxstat(kStatVersion, path, out);                                                           \
+  }                                                                                                       \
+  int danceflux_fstat##suffix(int file, struct stat* out) HIDDEN("fstat" #suffix);                        \
+  int danceflux_fstat##suffix(int file, struct stat* out) { return old_fxstat(kStatVersion, file, out); } \
+  int danceflux_fstatat##suffix(int folder, const char* path, struct stat* out, int flags)                \
+      HIDDEN("fstatat" #suffix);                                                                          \
+  int danceflux_fstatat##suffix(int folder, const char* path, struct stat* out, int flags) {              \
+    return old_fxstatat(kStatVersion, folder, path, out, flags);                                          \
+  }
+STAT_TWINS()
+STAT_TWINS(64)
 #endif
 
 }  // extern "C"

@@ -19,12 +19,16 @@ if(DANCEFLUX_STATIC_RUNTIME AND DANCEFLUX_CAN_LINK_STATIC_RUNTIME AND NOT DANCEF
 endif()
 
 function(danceflux_link_runtime target map)
+  get_target_property(type ${target} TYPE)
+  if(NOT type STREQUAL "EXECUTABLE")
+    # Node closes an addon when the last worker that opened it ends; threads of ours may still be running in it then.
+    target_link_options(${target} PRIVATE -Wl,-z,nodelete)
+  endif()
   if(danceflux_static_runtime)
     target_sources(${target} PRIVATE $<TARGET_OBJECTS:danceflux_old_glibc>)
     # Up to glibc 2.33 threads and dlopen lived in files of their own; newer ones keep empty files of these names.
     target_link_options(${target} PRIVATE -static-libstdc++ -static-libgcc
       -Wl,--push-state,--no-as-needed -l:libpthread.so.0 -l:libdl.so.2 -Wl,--pop-state)
-    get_target_property(type ${target} TYPE)
     if(NOT type STREQUAL "EXECUTABLE")
       target_link_options(${target} PRIVATE -Wl,--version-script=${map} -Wl,--gc-sections)
       set_target_properties(${target} PROPERTIES LINK_DEPENDS ${map})

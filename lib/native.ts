@@ -6,6 +6,7 @@
  *
  * Legend: B batch, L tokens, C channels, D width.
  */
+import { isMainThread } from "node:worker_threads";
 import { loadAddon } from "./native-loader.js";
 
 /** Work under way on a device thread. */
@@ -343,8 +344,9 @@ let binding: NativeBinding | undefined;
 export function native(): NativeBinding {
   if (!binding) {
     binding = loadAddon() as NativeBinding;
-    // process.exit() on the main thread skips the addon's own cleanup hooks, so its threads are joined here.
-    process.once("exit", () => binding?.shutdown());
+    // process.exit() on the main thread skips the addon's own cleanup hooks, so its threads are joined here. A worker's hooks do run,
+    // and its end must not stop the devices of others.
+    if (isMainThread) process.once("exit", () => binding?.shutdown());
   }
   return binding;
 }

@@ -206,7 +206,7 @@ std::shared_ptr<Backend> open_built_in(int index, const std::string& options_jso
 
 std::vector<BackendReport> probe_backends() {
   std::vector<BackendReport> reports;
-  reports.push_back({"cpu", "READY", 1, cpu::open_cpu({1, ""})->description(), ""});
+  reports.push_back({"cpu", "READY", 1, cpu::open_cpu({})->description(), ""});
   for (const std::string& name : plugin_names()) reports.push_back(find_plugin(name).report);
   return reports;
 }
