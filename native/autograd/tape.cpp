@@ -83,6 +83,29 @@ void Gradients::add(int i, Tensor&& gradient) {
   accumulate(slot.sum, slot.owned, given, given.storage().use_count() == 1 && given.is_contiguous());
 }
 
+Tensor Gradients::place(int i, const Tensor& x) {
+  Tape& tape = state_.tape;
+  Backend& device = backend_of(x);
+  const auto part = tape.parts_.find(state_.node.inputs.at(static_cast<std::size_t>(i)));
+  if (part == tape.parts_.end() || *part->second.taken) return device.empty(x.shape(), x.dtype());
+  const auto& [whole, shape, address, taken] = part->second;
+  *taken = true;
+  Tensor& gradient = tape.wholes_[whole];
+  if (!gradient) gradient = device.empty(shape, x.dtype());
+  const auto offset =
+      (static_cast<const char*>(x.address()) - address) / static_cast<std::ptrdiff_t>(size_of(x.dtype()));
+  return Tensor(gradient.storage(), x.dtype(), x.shape(), x.strides(), offset);
+}
+
+Tensor Gradients::placed(int i) {
+  auto& wholes = state_.tape.wholes_;
+  const auto whole = wholes.find(state_.node.inputs.at(static_cast<std::size_t>(i)));
+  if (whole == wholes.end()) return {};
+  Tensor gradient = std::move(whole->second);
+  wholes.erase(whole);
+  return gradient;
+}
+
 Tape::Tape() : outer_(current_tape), leaves_(std::make_shared<Leaves>()) { current_tape = this; }
 
 Tape::Tape(const Tape* replayed) : outer_(current_tape), replayed_(replayed), leaves_(replayed->leaves_) {
@@ -138,6 +161,18 @@ void Tape::record_always(const char* op, std::span<const Tensor> outputs, std::s
   for (const Tensor& input : inputs) ids.push_back(input.id());
   for (const Tensor& output : outputs) tracked_.emplace(output.id(), false);
   nodes_.push_back({op, {outputs.begin(), outputs.end()}, std::move(ids), std::move(gradient)});
+}
+
+void Tape::note_parts(std::span<const Tensor> parts, const Tensor& whole) {
+  if (!whole.is_contiguous()) return;
+  for (const Tensor& part : parts) {
+    parts_[part.id()] = {whole.id(), whole.shape(), static_cast<const char*>(whole.address()),
+                         std::make_shared<bool>(false)};
+  }
+}
+
+void Tape::note_view(const Tensor& view, const Tensor& x) {
+  if (const auto part = parts_.find(x.id()); part != parts_.end()) parts_.emplace(view.id(), part->second);
 }
 
 void Tape::walk(Slots& slots) {

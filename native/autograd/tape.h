@@ -32,6 +32,11 @@ class Gradients {
   /// A contiguous f32 tensor that already holds a sum for input `i`, so that an op may add in place;
   /// undefined if there is none. After adding to it, do not call add().
   Tensor accumulator(int i) const;
+  /// Memory for the gradient of input `i`, which is `x`, to be filled and add()ed: where a split wants it, if
+  /// `x` is a part of one, so strided as `x` is; otherwise new and contiguous.
+  Tensor place(int i, const Tensor& x);
+  /// Takes the memory that place() handed out parts of for input `i`; undefined if it did not.
+  Tensor placed(int i);
 
  private:
   friend class Tape;
@@ -63,6 +68,13 @@ class Tape {
   void record(const char* op, std::span<const Tensor> outputs, std::span<const Tensor> inputs,
               GradientFunction gradient);
 
+  /// Called by split: the gradients of `parts`, which do not overlap, may be written straight into one tensor
+  /// for `whole`.
+  void note_parts(std::span<const Tensor> parts, const Tensor& whole);
+  /// Called by ops that only look at all of `x` otherwise: what holds for the gradient of `x` holds for that
+  /// of `view`.
+  void note_view(const Tensor& view, const Tensor& x);
+
   /// Walks back from `roots`, whose gradients are `seeds`; consumes the nodes. One call per tape.
   void backward(std::span<const Tensor> roots, std::span<const Tensor> seeds);
   void backward(const Tensor& root, const Tensor& seed) { backward({&root, 1}, {&seed, 1}); }
@@ -82,6 +94,7 @@ class Tape {
   struct Leaves;
   struct Node;
   struct Slot;
+  struct Part;
   using Slots = std::unordered_map<std::uint64_t, Slot>;
   explicit Tape(const Tape* replayed);
   void record_always(const char* op, std::span<const Tensor> outputs, std::span<const Tensor> inputs,
@@ -96,6 +109,9 @@ class Tape {
   std::vector<Node> nodes_;
   std::unordered_map<std::uint64_t, bool> tracked_;  // true: a leaf watched by this tape alone
   std::unordered_map<std::uint64_t, Tensor> gradients_;
+  std::unordered_map<std::uint64_t, Part> parts_;  // of a whole, by identity
+  std::unordered_map<std::uint64_t, Tensor>
+      wholes_;  // their gradients while backward runs, by the identity of the whole
 };
 
 /// Ops on this thread leave no nodes while it lives.

@@ -14,6 +14,14 @@ struct Tape::Slot {
   bool owned = false;
 };
 
+/// Where a part of a whole lies. Views of it share `taken`: the place is given away once.
+struct Tape::Part {
+  std::uint64_t whole;
+  Shape shape;          // of the whole, contiguous
+  const char* address;  // of its first element
+  std::shared_ptr<bool> taken;
+};
+
 /// What is left of an output: holding the tensor itself would keep its memory until backward, needed or not.
 struct OutputTrace {
   explicit OutputTrace(const Tensor& out)
@@ -32,7 +40,7 @@ struct Tape::Node {
 };
 
 struct Gradients::State {
-  const Tape& tape;
+  Tape& tape;
   const Tape::Node& node;
   Tape::Slots& slots;
   const std::unordered_map<std::uint64_t, Tensor>& into;

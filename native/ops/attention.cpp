@@ -43,7 +43,7 @@ void attention_gradient(const AttentionSaved& saved, Gradients& gradients) {
   const auto& [out, lse, q, k, v, bias, args] = saved;
   Backend& device = backend_of(q);
   if (!gradients.wanted(3)) {  // the kernels know no gradient of the bias
-    Tensor dq = like(q), dk = like(k), dv = like(v);
+    Tensor dq = gradients.place(0, q), dk = gradients.place(1, k), dv = gradients.place(2, v);
     const Tensor dout = gradients.output();
     if (device.taken("attention_backward",
                      device.attention_backward(dq, dk, dv, dout, out, lse, q, k, v, bias, args))) {

@@ -108,7 +108,7 @@ Tensor unary(UnaryOp op, const Tensor& x, float a, float b) {
     });
   }
   return recorded(name, out, {x}, [op, x, a, b](Gradients& gradients) {
-    Tensor dx = like(x);
+    Tensor dx = gradients.place(0, x);
     backend_of(x).unary_backward(op, dx, x, gradients.output(), a, b);
     gradients.add(0, std::move(dx));
   });

@@ -70,7 +70,7 @@ Tensor modulated_norm(const Tensor& x, const Tensor& scale, const Tensor& shift,
   if (!tracked(x, scale, shift)) return out;
   auto gradient = [x, scale, shift, mean, rstd, eps](Gradients& gradients) {
     Backend& device = backend_of(x);
-    Tensor dx = like(x), dscale = like(scale), dshift = like(scale);
+    Tensor dx = gradients.place(0, x), dscale = gradients.place(1, scale), dshift = gradients.place(2, shift);
     const Declined declined =
         device.modulated_norm_backward(dx, dscale, dshift, gradients.output(), x, mean, rstd, scale);
     if (!device.taken("modulated_norm_backward", declined)) {
@@ -110,7 +110,7 @@ Tensor gated_residual(const Tensor& x, const Tensor& gate, const Tensor& y) {
     gradients.add(0, dout);
     if (!gradients.wanted(1) && !gradients.wanted(2)) return;
     Backend& device = backend_of(dout);
-    Tensor dgate = like(gate), dy = like(y);
+    Tensor dgate = gradients.place(1, gate), dy = gradients.place(2, y);
     if (!device.taken("gated_residual_backward", device.gated_residual_backward(dgate, dy, dout, gate, y))) {
       const Tensor spread = per_image(gate).expand(dout.shape());
       device.binary(BinaryOp::mul, dy, dout, y, 1);
@@ -142,7 +142,7 @@ Tensor qk_norm_rope(const Tensor& x, const Tensor& weight, const Tensor& cos, co
   if (!tracked(x, weight)) return out;
   auto gradient = [x, rstd, weight, cos, sin, eps](Gradients& gradients) {
     Backend& device = backend_of(x);
-    Tensor dx = like(x), dweight = gradients.wanted(1) ? like(weight) : Tensor();
+    Tensor dx = gradients.place(0, x), dweight = gradients.wanted(1) ? like(weight) : Tensor();
     const Declined declined =
         device.qk_norm_rope_backward(dx, dweight, gradients.output(), x, rstd, weight, cos, sin);
     if (!device.taken("qk_norm_rope_backward", declined)) {

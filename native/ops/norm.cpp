@@ -19,7 +19,7 @@ Tensor normalize(const char* name, const Tensor& x, const Tensor& weight, const 
     Backend& device = backend_of(x);
     const Tensor dy = args.kind == NormKind::group ? packed(gradients.output()) : gradients.output();
     const Shape vector{args.kind == NormKind::group ? x.dim(1) : x.dim(-1)};
-    Tensor dx = like(x);
+    Tensor dx = args.kind == NormKind::group ? like(x) : gradients.place(0, x);
     Tensor dweight = gradients.wanted(1) ? device.empty(vector) : Tensor();
     Tensor dbias = gradients.wanted(2) ? device.empty(vector) : Tensor();
     device.norm_backward(dx, dweight, dbias, dy, x, mean, rstd, weight, args);

@@ -94,8 +94,10 @@ Tensor cast(const Tensor& x, DType dtype) {
 Tensor reshape(const Tensor& x, const Shape& shape) {
   enter("reshape", x);
   if (x.shape() == shape) return x;
-  const Tensor out = x.can_view(shape) ? x.view(shape) : packed(x).view(shape);
+  const bool view = x.can_view(shape);
+  const Tensor out = view ? x.view(shape) : packed(x).view(shape);
   if (!tracked(x)) return out;
+  if (view) Tape::current()->note_view(out, x);
   return recorded("reshape", out, {x}, [shape = x.shape()](Gradients& gradients) {
     gradients.add(0, reshape(gradients.output(), shape));
   });
@@ -105,6 +107,7 @@ Tensor permute(const Tensor& x, const Shape& order) {
   enter("permute", x);
   const Tensor out = x.permute(order);
   if (!tracked(x)) return out;
+  Tape::current()->note_view(out, x);
   Shape inverse = order;
   for (int axis = 0; axis < order.rank(); ++axis)
     inverse[x.shape().index(static_cast<int>(order[axis]))] = axis;
@@ -116,6 +119,7 @@ Tensor transpose(const Tensor& x, int axis_a, int axis_b) {
   enter("transpose", x);
   const Tensor out = x.transpose(axis_a, axis_b);
   if (!tracked(x)) return out;
+  Tape::current()->note_view(out, x);
   return recorded("transpose", out, {x}, [axis_a, axis_b](Gradients& gradients) {
     gradients.add(0, gradients.output().transpose(axis_a, axis_b));
   });
@@ -190,7 +194,7 @@ Tensor concat(std::span<const Tensor> parts, int axis) {
   return out;
 }
 
-// One node for all parts: its gradient is written once, part by part, into one tensor.
+// One node for all parts: its gradient is one tensor, into which ops may have written their parts already.
 std::vector<Tensor> split(const Tensor& x, std::span<const std::int64_t> lengths, int axis) {
   enter("split", x);
   const int at = x.shape().index(axis);
@@ -207,19 +211,21 @@ std::vector<Tensor> split(const Tensor& x, std::span<const std::int64_t> lengths
                    device = x.storage()->shared_device(), at,
                    sizes = std::vector<std::int64_t>(lengths.begin(), lengths.end())](Gradients& gradients) {
     auto& backend = static_cast<Backend&>(*device);
-    Tensor dx = backend.empty(shape, dtype);
+    Tensor dx = gradients.placed(0);
+    if (!dx) dx = backend.empty(shape, dtype);
     std::int64_t from = 0;
     for (std::size_t i = 0; i < sizes.size(); from += sizes[i++]) {
       const Tensor part = dx.narrow(at, from, sizes[i]);
-      if (gradients.has_output(static_cast<int>(i))) {
-        backend.copy(part, gradients.output(static_cast<int>(i)));
-      } else {
+      if (!gradients.has_output(static_cast<int>(i))) {
         backend.fill(part, 0);
+      } else if (const Tensor dy = gradients.output(static_cast<int>(i)); dy.address() != part.address()) {
+        backend.copy(part, dy);
       }
     }
     gradients.add(0, std::move(dx));
   };
   Tape::current()->record("split", parts, {&x, 1}, std::move(gradient));
+  Tape::current()->note_parts(parts, x);
   return parts;
 }
 
