@@ -1,8 +1,9 @@
 #include "train/optimizer.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
-#include <cstring>
+#include <map>
 
 #include "core/error.h"
 #include "io/safetensors.h"
@@ -20,6 +21,17 @@ Tensor f32_copy(const Tensor& x) {
   const Tensor copy = backend_of(x).empty(x.shape(), DType::f32);
   ops::copy_(copy, x);
   return copy;
+}
+
+std::int64_t stored_steps(const io::TensorFile& file) {
+  const auto entry = file.metadata().find(kStepsKey);
+  require(entry != file.metadata().end(), "ERR_CHECKPOINT", file.path(), ": expected optimizer state, got another file");
+  const std::string& text = entry->second;
+  std::int64_t steps = -1;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), steps);
+  require(error == std::errc{} && end == text.data() + text.size() && steps >= 0, "ERR_CHECKPOINT", file.path(),
+          ": expected a step count, got \"", text, "\"");
+  return steps;
 }
 
 }  // namespace
@@ -92,30 +104,30 @@ void Optimizer::save(const std::string& path) const {
 
 void Optimizer::load(const std::string& path) {
   const auto file = io::open_tensor_file(path);
-  const auto steps = file->metadata().find(kStepsKey);
-  require(steps != file->metadata().end(), "ERR_CHECKPOINT", path, ": expected optimizer state, got another safetensors file");
+  const std::int64_t steps = stored_steps(*file);
+  std::map<std::string, const io::FileTensor*> stored;
+  for (const io::FileTensor& tensor : file->tensors()) stored.emplace(tensor.name, &tensor);
+  // All of it is checked before any of it is taken.
   std::size_t wanted = 0;
   for_each_state([&](const std::string& name, const Tensor& state) {
-    const io::FileTensor& stored = file->find(name);
-    require(stored.shape == state.shape(), "ERR_CHECKPOINT", path, ": ", name, ": expected shape ", state.shape(), ", got ",
-            stored.shape);
+    const auto found = stored.find(name);
+    require(found != stored.end(), "ERR_CHECKPOINT", path, ": expected ", name,
+            ", got none: it was written with other trainable parameters or options");
+    require(found->second->shape == state.shape(), "ERR_CHECKPOINT", path, ": ", name, ": expected shape ", state.shape(),
+            ", got ", found->second->shape);
     ++wanted;
   });
-  require(wanted == file->tensors().size(), "ERR_CHECKPOINT", path, ": expected ", wanted, " tensors, got ",
-          file->tensors().size(), ": it was written with other trainable parameters or options");
+  require(wanted == stored.size(), "ERR_CHECKPOINT", path, ": expected ", wanted, " tensors, got ", stored.size(),
+          ": it was written with other trainable parameters or options");
   for_each_state([&](const std::string& name, const Tensor& state) {
     std::vector<float> host(static_cast<std::size_t>(state.numel()));
-    io::read_rows(file->find(name), 0, -1, false, DType::f32, host.data());
+    io::read_rows(*stored.at(name), 0, -1, false, DType::f32, host.data());
     backend_of(state).upload(state, host.data());
   });
   for (const Entry& entry : entries_) {
     if (entry.parameter.value.dtype() != DType::f32) ops::copy_(entry.parameter.value, entry.master);
   }
-  try {
-    steps_ = std::stoll(steps->second);
-  } catch (const std::exception&) {
-    fail("ERR_CHECKPOINT", path, ": expected a step count, got \"", steps->second, "\"");
-  }
+  steps_ = steps;
   swapped_ = false;
 }
 
