@@ -22,7 +22,7 @@ import world
 
 BATCH = 48
 RENDERINGS = 48
-WRONG = (0.45, 0.45, 0.45, 0.45)  # probability that an attribute of the caption is drawn anew in the mixed phase
+WRONG = (0.25, 0.3, 0.2, 0.3)  # probability that each attribute of the caption is drawn anew in the second phase
 
 
 @torch.no_grad()
@@ -122,7 +122,7 @@ class Trainer:
 
     def learning_rate(self, step, steps):
         warm = min(1.0, (step + 1) / 50)
-        return 1e-3 * warm * (1 - step / steps) if self.mixed else 1.5e-3 * warm
+        return 1.5e-3 * warm * (1 - step / steps if self.mixed else 1)
 
     def train(self, steps, every=250):
         optimizer = torch.optim.AdamW(self.nets.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
