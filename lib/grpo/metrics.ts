@@ -97,6 +97,11 @@ export class MetricsFile {
     const file = await open(path, keep > 0 ? "r+" : "w").catch((cause) => {
       throw new DanceError("ERR_FILE", `${path}: cannot be written (${cause.message})`, { cause });
     });
+    const { size } = await file.stat();
+    if (size < keep) {
+      await file.close();
+      throw new DanceError("ERR_FILE", `${path}: expected the ${keep} bytes of the last checkpoint or more, got ${size}`);
+    }
     await file.truncate(keep);
     return new MetricsFile(file, path);
   }
@@ -110,8 +115,9 @@ export class MetricsFile {
     }
   }
 
-  /** How long the file is now: what a checkpoint remembers. */
-  async size(): Promise<number> {
+  /** Brings everything to the disk and answers how long the file is: what a checkpoint remembers. */
+  async sync(): Promise<number> {
+    await this.#file.datasync();
     return (await this.#file.stat()).size;
   }
 

@@ -11,6 +11,7 @@ import { type TrainerState, latestCheckpoint, loadOptimizer, saveCheckpoint } fr
 import { blocksToRecompute } from "./cost.js";
 import { EmbeddingStore } from "./embeddings.js";
 import { evaluate } from "./evaluation.js";
+import { learningRateAt } from "./learning_rate.js";
 import { type IterationMetrics, MetricsFile, type StageSeconds, noSeconds, spread } from "./metrics.js";
 import { Policy } from "./policy.js";
 import { PromptOrder, type PromptPosition, loadPrompts } from "./prompts.js";
@@ -77,10 +78,15 @@ export class Session {
     const checkpoint = await latestCheckpoint(config.output.folder);
     const state = checkpoint?.state ?? startState(configHash(config));
     const policy = await Policy.create(pipeline, config.learning, BigInt(config.seed));
-    if (checkpoint) await loadOptimizer(checkpoint.path, policy.optimizer);
-    const metrics = await MetricsFile.open(join(config.output.folder, "metrics.jsonl"), state.metricsBytes);
-    const embeddings = new EmbeddingStore(pipeline, config.embeddingCache);
-    return new Session(parts, options, { policy, embeddings, prompts, evaluationPrompts, metrics, state });
+    try {
+      if (checkpoint) await loadOptimizer(checkpoint.path, policy.optimizer);
+      const metrics = await MetricsFile.open(join(config.output.folder, "metrics.jsonl"), state.metricsBytes);
+      const embeddings = new EmbeddingStore(pipeline, config.embeddingCache);
+      return new Session(parts, options, { policy, embeddings, prompts, evaluationPrompts, metrics, state });
+    } catch (error) {
+      policy[Symbol.dispose]();
+      throw error;
+    }
   }
 
   async close(): Promise<void> {
@@ -253,7 +259,7 @@ export class Session {
       seed: BigInt(config.seed),
       iteration: this.#state.iteration,
       recomputeBlocks: this.#recomputeBlocks(plan),
-      learningRate: (done) => this.#learningRate(done),
+      learningRate: (done) => learningRateAt(config, done),
       updatesDone: this.#state.updates,
       signal: this.#options.signal,
       onMicrobatch: (done, all) => this.#progress("update", done, all),
@@ -271,15 +277,6 @@ export class Session {
     const tokens = plan.grid.rows * plan.grid.columns + this.#textTokens;
     const { held, used } = pipeline.device.memory();
     return blocksToRecompute(pipeline.config, tokens, microbatch, freemem() + held - used);
-  }
-
-  /** Rises over the warm-up, then constant or linearly to 0 at the last update. */
-  #learningRate(done: number): number {
-    const { learning, iterations, promptsPerIteration, groupSize } = this.#parts.config;
-    const warm = learning.warmup > 0 ? Math.min(1, done / learning.warmup) : 1;
-    const updates = (iterations * promptsPerIteration * groupSize) / learning.accumulate;
-    const left = learning.schedule === "linear" ? Math.max(0, 1 - done / updates) : 1;
-    return learning.learningRate * warm * left;
   }
 
   async #afterIteration(): Promise<void> {
@@ -323,7 +320,7 @@ export class Session {
   async #checkpoint(): Promise<void> {
     const { output } = this.#parts.config;
     if (this.#saved === this.#state.iteration) return;
-    this.#state.metricsBytes = await this.#metrics.size();
+    this.#state.metricsBytes = await this.#metrics.sync();
     this.#progress("save", 0, 1);
     await saveCheckpoint(output.folder, this.#state, this.#policy.optimizer, output.keep);
     this.#saved = this.#state.iteration;
