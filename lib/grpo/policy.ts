@@ -55,6 +55,7 @@ export class Policy implements Disposable {
 
   static async create(pipeline: Pipeline, learning: LearningConfig, seed: bigint): Promise<Policy> {
     await runJob(pipeline.transformer.setTrainable(await chooseTrainable(pipeline, learning, seed)));
+    await runJob(pipeline.transformer.zeroGradients()); // an aborted run may have left some
     const optimizer = pipeline.device.handle.createOptimizer(pipeline.transformer, {
       ...learning.adam,
       emaDecay: learning.emaDecay,

@@ -33,11 +33,15 @@ async function checkSameRun(config: TrainConfig, names: string[]): Promise<void>
   }
   let hash: unknown;
   try {
-    hash = (JSON.parse(await readFile(join(folder, CONFIG), "utf8")) as { hash?: unknown }).hash;
+    hash = (JSON.parse(await readFile(join(folder, CONFIG), "utf8")) as { hash?: unknown } | null)?.hash;
   } catch (cause) {
     throw new DanceError("ERR_OUTPUT", `${join(folder, CONFIG)}: expected the configuration of a run`, { cause });
   }
-  if (hash !== configHash(config)) {
+  if (typeof hash !== "string") {
+    throw new DanceError("ERR_OUTPUT", `${join(folder, CONFIG)}: expected the configuration of a run, got another`);
+  }
+  // Nothing beside it: that run was refused before it began, and other options may try again.
+  if (names.length > 1 && hash !== configHash(config)) {
     throw new DanceError("ERR_OUTPUT", `${folder}: it holds a run with other options`, {
       hint: "choose another output.folder, or use the same options to resume",
     });
