@@ -204,9 +204,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
     parser.add_argument("run")
-    for name, value in dict(lr=1e-4, eta=0.8, clip=1e-3, max_norm=1.0, decay=1.0, ema=0.95, beta2=0.999).items():
+    for name, value in dict(lr=2e-4, eta=0.8, clip=1e-3, max_norm=1.0, decay=1.0, ema=0.9, beta2=0.999).items():
         parser.add_argument(f"--{name}", type=float, default=value)
-    for name, value in dict(steps=16, window=4, trained=4, group=12, prompts=8, iterations=200, updates=1, every=20, seed=1,
+    for name, value in dict(steps=12, window=4, trained=4, group=12, prompts=8, iterations=200, updates=1, every=20, seed=1,
                             same_noise=1).items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--params", default="blocks")
