@@ -52,12 +52,12 @@ export interface SamplingConfig {
 export interface WindowConfig {
   /** Steps in the window. */
   size: number;
-  /** Advance by this many steps ... */
-  stride: number;
-  /** ... every so many iterations; past the end it starts again. */
-  interval: number;
-  /** `progressive`: from noise to picture; `random`: anywhere, from the seed. */
-  strategy: "progressive" | "random";
+  /** `fixed`: the noisiest steps; `progressive`: from noise to picture; `random`: anywhere, from the seed. */
+  strategy: "fixed" | "progressive" | "random";
+  /** `progressive` advances by this many steps at a time; default 1. */
+  stride?: number;
+  /** It moves every so many iterations; past the end it starts again. Default 25. */
+  interval?: number;
 }
 
 /** How the model learns from scored pictures. */

@@ -1,5 +1,7 @@
-/** Starting points. The three DanceGRPO presets are the published scripts' settings. */
+/** Starting points. The three DanceGRPO presets are the published scripts' settings; `tiny-shapes` is the shipped model's. */
+import { join } from "node:path";
 import { DanceError } from "../errors.js";
+import { packageRoot } from "../native-loader.js";
 import type { PartialConfig } from "./config.js";
 
 const DANCEGRPO: PartialConfig = {
@@ -8,6 +10,55 @@ const DANCEGRPO: PartialConfig = {
   seed: 42,
   rewards: [{ type: "hps-v2.1", path: "HPS_v2.1_compressed.pt" }],
   output: { checkpointEvery: 40 },
+};
+
+const TINY = join(packageRoot, "models", "tiny-shapes");
+const ATTRIBUTES = { type: "module", path: join(TINY, "attributes.mjs") };
+
+/**
+ * The shipped tiny model. One noisy pair of steps at the start, where colour, shape and background are decided, gives the clearest signal for
+ * its price; the outer layers, biases and modulations are left alone, because their random walk draws a block pattern into the pictures.
+ */
+const TINY_SHAPES: PartialConfig = {
+  model: { path: TINY, dtype: "f32" },
+  prompts: join(TINY, "prompts-train.txt"),
+  promptsPerIteration: 8,
+  groupSize: 12,
+  iterations: 200,
+  sampling: {
+    width: 64,
+    height: 64,
+    steps: 8,
+    eta: 0.9,
+    batch: 48,
+    window: { size: 2, strategy: "fixed" },
+  },
+  learning: {
+    learningRate: 2e-4,
+    schedule: "linear",
+    accumulate: 96,
+    microbatch: 48,
+    timestepFraction: 1,
+    clipRange: 1e-3,
+    recompute: "none",
+    emaDecay: 0.9,
+    trainable: ["blocks\\.\\d+\\.(attn\\.(to|add)_.+|ff\\.net\\..+|ff_context\\.net\\..+|proj_mlp|proj_out)\\.weight$"],
+  },
+  rewards: [{ type: "clip", path: join(TINY, "reward") }],
+  evaluation: {
+    every: 20,
+    prompts: join(TINY, "prompts-heldout.txt"),
+    picturesPerPrompt: 6,
+    rewards: [
+      { type: "clip", path: join(TINY, "reward") },
+      { ...ATTRIBUTES, name: "attributes" },
+      ...["colour", "shape", "count", "background"].map((attribute) => ({ ...ATTRIBUTES, name: attribute, attribute })),
+    ],
+    steps: 12,
+    batch: 48,
+    save: 36,
+  },
+  output: { folder: "runs/tiny-shapes", checkpointEvery: 50 },
 };
 
 /** Every preset by name. */
@@ -37,6 +88,7 @@ export const PRESETS: Readonly<Record<string, PartialConfig>> = {
     },
     output: { checkpointEvery: 60 },
   },
+  "tiny-shapes": TINY_SHAPES,
 };
 
 /** @throws {DanceError} `ERR_OPTION` naming the presets there are. */

@@ -72,7 +72,7 @@ const CHECKS: Readonly<Record<string, Check>> = {
   "sampling.window.size": count(1),
   "sampling.window.stride": count(1),
   "sampling.window.interval": count(1),
-  "sampling.window.strategy": oneOf("progressive", "random"),
+  "sampling.window.strategy": oneOf("fixed", "progressive", "random"),
   "sampling.batch": count(1),
   "sampling.sameNoise": flag,
   "learning.learningRate": atLeast(0),
