@@ -3,12 +3,10 @@ import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { AsyncImageWriter } from "../image/index.js";
 import type { Pipeline, PromptEmbedding } from "../models/types.js";
-import type { NoiseKey } from "../native.js";
 import { type RewardScores, type WeightedReward, appendScores, scoreAll, scoreRequest } from "../rewards/scorer.js";
 import type { Picture } from "../rewards/types.js";
-import { NOISE, type SamplePlan, batches, sampleBatch } from "../sample/sampler.js";
+import { type SamplePlan, batches, evaluationKey, sampleBatch } from "../sample/sampler.js";
 import type { EmbeddingStore } from "./embeddings.js";
-import { promptKey } from "./rollout.js";
 
 export interface EvaluationOptions {
   prompts: string[];
@@ -37,15 +35,6 @@ export interface EvaluationResult {
   saved: SavedPicture[];
 }
 
-const evaluationKey = (seed: bigint, prompt: string, sample: number, timestep: number): NoiseKey => ({
-  seed,
-  iteration: 0,
-  prompt: promptKey(prompt),
-  sample,
-  timestep,
-  purpose: NOISE.evaluation,
-});
-
 /** Samples and scores the held-out prompts. */
 export async function evaluate(
   pipeline: Pipeline,
@@ -55,9 +44,10 @@ export async function evaluate(
   options: EvaluationOptions,
 ): Promise<EvaluationResult> {
   const { signal } = options;
-  const wanted = options.prompts.flatMap((prompt) =>
-    Array.from({ length: options.picturesPerPrompt }, (_, sample) => ({ prompt, sample })),
-  );
+  // One picture of every prompt before the second of any: so those that are saved show many prompts.
+  const wanted = Array.from({ length: options.picturesPerPrompt }, (_, sample) =>
+    options.prompts.map((prompt) => ({ prompt, sample })),
+  ).flat();
   await mkdir(options.folder, { recursive: true });
   const writer = new AsyncImageWriter();
   const saved: SavedPicture[] = [];

@@ -1,10 +1,9 @@
 /**
  * One iteration's pictures: for every prompt a group of samples, their trajectories, their decoded pictures.
  */
-import { createHash } from "node:crypto";
 import type { Pipeline, PromptEmbedding } from "../models/types.js";
 import type { NativeTensor, NoiseKey } from "../native.js";
-import { NOISE, type SamplePlan, type SampleRow, type Trajectory, batches, sampleBatch } from "../sample/sampler.js";
+import { NOISE, type SamplePlan, type SampleRow, type Trajectory, batches, promptKey, sampleBatch } from "../sample/sampler.js";
 
 /** A prompt of this iteration. */
 export interface IterationPrompt {
@@ -36,11 +35,6 @@ export interface RolloutOptions {
   signal?: AbortSignal;
   /** Told after every batch: pictures done, pictures in all. */
   onBatch?: (done: number, all: number) => void;
-}
-
-/** 32 bits that stand for a prompt in noise keys, so that a prompt draws the same noise wherever it stands in the file. */
-export function promptKey(prompt: string): number {
-  return createHash("sha256").update(prompt).digest().readUInt32LE(0);
 }
 
 function noiseKeys(options: RolloutOptions, prompt: string, index: number): Pick<SampleRow, "initial" | "stepNoise"> {

@@ -44,21 +44,30 @@ export interface TrainerParts {
   evaluationRewards: WeightedReward[];
 }
 
+function partsOf({ pipeline, reward, rewards, evaluationRewards, ...options }: TrainerOptions): TrainerParts {
+  const mixture = rewards ?? (reward ? [{ reward, weight: 1 }] : []);
+  const config = completeConfig({
+    ...options,
+    model: { path: pipeline.folder, dtype: pipeline.weights },
+    device: { name: pipeline.device.name },
+    rewards: mixture.map((entry) => ({ type: entry.reward.name, weight: entry.weight })),
+  });
+  return { config, pipeline, rewards: mixture, evaluationRewards: evaluationRewards ?? mixture };
+}
+
 /** Trains a pipeline's transformer. */
 export class GrpoTrainer {
   readonly config: TrainConfig;
   readonly #parts: TrainerParts;
 
-  /** @throws {DanceError} `ERR_OPTION` for options that cannot be. */
-  constructor({ pipeline, reward, rewards, evaluationRewards, ...options }: TrainerOptions) {
-    const mixture = rewards ?? (reward ? [{ reward, weight: 1 }] : []);
-    this.config = completeConfig({
-      ...options,
-      model: { path: pipeline.folder, dtype: pipeline.weights },
-      device: { name: pipeline.device.name },
-      rewards: mixture.map((entry) => ({ type: entry.reward.name, weight: entry.weight })),
-    });
-    this.#parts = { config: this.config, pipeline, rewards: mixture, evaluationRewards: evaluationRewards ?? mixture };
+  /**
+   * From options; or from a complete configuration with all that it names already loaded.
+   *
+   * @throws {DanceError} `ERR_OPTION` for options that cannot be.
+   */
+  constructor(options: TrainerOptions | TrainerParts) {
+    this.#parts = "config" in options ? options : partsOf(options);
+    this.config = this.#parts.config;
   }
 
   /**

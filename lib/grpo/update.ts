@@ -7,9 +7,9 @@
 import { DanceError } from "../errors.js";
 import type { Pipeline } from "../models/types.js";
 import { type NativeOptimizer, type NoiseKey, type PolicyStepResult, native, runJob } from "../native.js";
-import { NOISE, type SamplePlan, type TakenStep, batches, guidanceOf, sharedEmbeddings, timestepOf } from "../sample/sampler.js";
+import { NOISE, type SamplePlan, type TakenStep, batches, guidanceOf, promptKey, sharedEmbeddings, timestepOf } from "../sample/sampler.js";
 import type { LearningConfig } from "./config.js";
-import { type Sample, promptKey } from "./rollout.js";
+import type { Sample } from "./rollout.js";
 
 /** One transition to learn from. */
 interface Transition {

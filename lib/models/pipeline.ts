@@ -19,6 +19,8 @@ export interface LoadOptions {
   signal?: AbortSignal;
   /** Length of T5's input; default the tokenizer's own (512), 256 for models without guidance (schnell). */
   maxSequenceLength?: number;
+  /** Another transformer than the pipeline's: a folder in the diffusers layout, such as `final/transformer` of a run. */
+  transformer?: string;
   /** Told what is being loaded, for people who wait. */
   onProgress?: (what: string) => void;
 }
@@ -156,7 +158,8 @@ async function loadEncoders(
   return { clip, t5, clipTokenizer, t5Tokenizer };
 }
 
-async function loadTransformer(folder: string, weights: WeightDType, { device, signal }: LoadOptions) {
+async function loadTransformer(folder: string, weights: WeightDType, { device, signal, transformer }: LoadOptions) {
+  if (transformer !== undefined) return loadFluxFolder(device, transformer, weights, signal);
   const diffusers = join(folder, "transformer");
   if (await isFolder(diffusers)) return loadFluxFolder(device, diffusers, weights, signal);
   const file = await firstFile(folder, ["flux1-dev.safetensors", "flux1-schnell.safetensors", "flux1.safetensors"]);

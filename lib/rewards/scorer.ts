@@ -1,6 +1,7 @@
 /** Scoring a batch with a weighted mixture of rewards. */
 import { DanceError } from "../errors.js";
-import { type NativeDevice, type NativeTensor, runJob } from "../native.js";
+import { toPictures } from "../image/from_device.js";
+import type { NativeDevice, NativeTensor } from "../native.js";
 import type { Picture, Reward, ScoreRequest } from "./types.js";
 
 /** A reward and how much it counts. */
@@ -19,22 +20,6 @@ export interface RewardScores {
   scores: number[];
   /** Why, in words, once per batch that failed. */
   failures: string[];
-}
-
-/** Pictures [B, 3, h, w] about -1 to 1, as bytes on the host. */
-export async function toPictures(
-  device: NativeDevice,
-  images: NativeTensor,
-  signal?: AbortSignal,
-): Promise<Picture[]> {
-  const [count, , height, width] = images.shape as [number, number, number, number];
-  const bytes = await runJob(device.toRgb8(images), signal);
-  const size = width * height * 3;
-  return Array.from({ length: count }, (_, i) => ({
-    width,
-    height,
-    data: bytes.subarray(i * size, (i + 1) * size),
-  }));
 }
 
 /** A request whose host pictures are made once, on first use. */

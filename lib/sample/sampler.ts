@@ -3,6 +3,7 @@
  *
  * Legend: B rows of a batch, L tokens, C packed channels.
  */
+import { createHash } from "node:crypto";
 import { DanceError } from "../errors.js";
 import type { Pipeline, PromptEmbedding } from "../models/types.js";
 import { type NativeTensor, type NoiseKey, type StepKind, runJob } from "../native.js";
@@ -10,6 +11,24 @@ import { networkGuidance, networkTimestep, sigmaSchedule } from "./schedule.js";
 
 /** Keeps draws for different purposes apart. */
 export const NOISE = { initial: 0, step: 1, evaluation: 2, permutation: 3, window: 4 } as const;
+
+/** 32 bits that stand for a prompt in noise keys, so that a prompt draws the same noise wherever it stands in a file. */
+export function promptKey(prompt: string): number {
+  return createHash("sha256").update(prompt).digest().readUInt32LE(0);
+}
+
+/**
+ * Noise that stays the same over all evaluations of a run, and is that of `danceflux sample` with the same seed. `timestep` 0 is the initial
+ * noise, `step + 1` that of a step.
+ */
+export const evaluationKey = (seed: bigint, prompt: string, sample: number, timestep: number): NoiseKey => ({
+  seed,
+  iteration: 0,
+  prompt: promptKey(prompt),
+  sample,
+  timestep,
+  purpose: NOISE.evaluation,
+});
 
 /** Tokens of a picture: each covers twice the autoencoder's factor along a side. */
 export interface Grid {
