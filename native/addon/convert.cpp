@@ -8,14 +8,22 @@ namespace {
 
 const char* type_name(const Napi::Value& value) {
   switch (value.Type()) {
-    case napi_undefined: return "undefined";
-    case napi_null: return "null";
-    case napi_boolean: return "a boolean";
-    case napi_number: return "a number";
-    case napi_string: return "a string";
-    case napi_function: return "a function";
-    case napi_bigint: return "a bigint";
-    default: return "an object";
+    case napi_undefined:
+      return "undefined";
+    case napi_null:
+      return "null";
+    case napi_boolean:
+      return "a boolean";
+    case napi_number:
+      return "a number";
+    case napi_string:
+      return "a string";
+    case napi_function:
+      return "a function";
+    case napi_bigint:
+      return "a bigint";
+    default:
+      return "an object";
   }
 }
 
@@ -100,10 +108,15 @@ NoiseKey to_noise_key(const Napi::Value& value) {
   const Napi::Object object = to_object(value, "noise key");
   const auto word = [&](const char* name) {
     const std::int64_t number = to_integer(field(object, name), name);
-    require(number >= 0 && number <= 0xffffffffLL, "ERR_ARGUMENT", name, ": expected 0 to 2^32 - 1, got ", number);
+    require(number >= 0 && number <= 0xffffffffLL, "ERR_ARGUMENT", name, ": expected 0 to 2^32 - 1, got ",
+            number);
     return static_cast<std::uint32_t>(number);
   };
-  return {to_u64(field(object, "seed"), "seed"), word("iteration"), word("prompt"), word("sample"), word("timestep"),
+  return {to_u64(field(object, "seed"), "seed"),
+          word("iteration"),
+          word("prompt"),
+          word("sample"),
+          word("timestep"),
           word("purpose")};
 }
 
@@ -129,6 +142,13 @@ Napi::Value field(const Napi::Object& object, const char* name) {
   const Napi::Value value = object.Get(name);
   require(!value.IsUndefined(), "ERR_ARGUMENT", name, ": expected a value, got undefined");
   return value;
+}
+
+int int_field(const Napi::Object& object, const char* name) {
+  const std::int64_t number = to_integer(field(object, name), name);
+  require(number >= -0x7fffffffLL && number <= 0x7fffffffLL, "ERR_ARGUMENT", name,
+          ": expected an integer of 32 bits, got ", number);
+  return static_cast<int>(number);
 }
 
 Napi::Float32Array from_floats(Napi::Env env, const std::vector<float>& values) {

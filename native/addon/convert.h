@@ -41,10 +41,11 @@ std::map<std::string, std::string> to_string_map(const Napi::Value& value, const
 
 /// A field of an object, which must be there.
 Napi::Value field(const Napi::Object& object, const char* name);
-inline double number_field(const Napi::Object& object, const char* name) { return to_number(field(object, name), name); }
-inline int int_field(const Napi::Object& object, const char* name) {
-  return static_cast<int>(to_integer(field(object, name), name));
+inline double number_field(const Napi::Object& object, const char* name) {
+  return to_number(field(object, name), name);
 }
+/// Throws outside of what an int holds.
+int int_field(const Napi::Object& object, const char* name);
 
 Napi::Float32Array from_floats(Napi::Env env, const std::vector<float>& values);
 Napi::Array from_shape(Napi::Env env, const Shape& shape);

@@ -16,8 +16,8 @@ std::pair<std::string, int> split_name(const std::string& name) {
   const std::size_t colon = name.find(':');
   if (colon == std::string::npos) return {name, 0};
   const std::string digits = name.substr(colon + 1);
-  require(!digits.empty() && digits.size() < 6 && digits.find_first_not_of("0123456789") == std::string::npos, "ERR_DEVICE",
-          "device: expected a name such as cpu, cuda:0 or ascend:1, got \"", name, "\"");
+  require(!digits.empty() && digits.size() < 6 && digits.find_first_not_of("0123456789") == std::string::npos,
+          "ERR_DEVICE", "device: expected a name such as cpu, cuda:0 or ascend:1, got \"", name, "\"");
   return {name.substr(0, colon), std::stoi(digits)};
 }
 
@@ -25,24 +25,19 @@ std::pair<std::string, int> split_name(const std::string& name) {
 
 void DeviceWrap::define(Napi::Env env) {
   using W = DeviceWrap;
-  Environment::of(env).keep("Device", DefineClass(env, "NativeDevice",
-                                                  {InstanceAccessor<&W::name>("name"),
-                                                   InstanceAccessor<&W::description>("description"),
-                                                   InstanceMethod<&W::memory>("memory"),
-                                                   InstanceMethod<&W::reset_peak_memory>("resetPeakMemory"),
-                                                   InstanceMethod<&W::trim>("trim"),
-                                                   InstanceMethod<&W::declined>("declined"),
-                                                   InstanceMethod<&W::set_strict_shortcuts>("setStrictShortcuts"),
-                                                   InstanceMethod<&W::upload>("upload"),
-                                                   InstanceMethod<&W::noise>("noise"),
-                                                   InstanceMethod<&W::to_rgb8>("toRgb8"),
-                                                   InstanceMethod<&W::create_flux>("createFlux"),
-                                                   InstanceMethod<&W::create_t5>("createT5"),
-                                                   InstanceMethod<&W::create_clip_text>("createClipText"),
-                                                   InstanceMethod<&W::create_clip>("createClip"),
-                                                   InstanceMethod<&W::create_vae>("createVae"),
-                                                   InstanceMethod<&W::create_optimizer>("createOptimizer"),
-                                                   InstanceMethod<&W::dispose>("dispose")}));
+  Environment::of(env).keep(
+      "Device",
+      DefineClass(
+          env, "NativeDevice",
+          {InstanceAccessor<&W::name>("name"), InstanceAccessor<&W::description>("description"),
+           InstanceMethod<&W::memory>("memory"), InstanceMethod<&W::reset_peak_memory>("resetPeakMemory"),
+           InstanceMethod<&W::trim>("trim"), InstanceMethod<&W::declined>("declined"),
+           InstanceMethod<&W::set_strict_shortcuts>("setStrictShortcuts"),
+           InstanceMethod<&W::upload>("upload"), InstanceMethod<&W::noise>("noise"),
+           InstanceMethod<&W::to_rgb8>("toRgb8"), InstanceMethod<&W::create_flux>("createFlux"),
+           InstanceMethod<&W::create_t5>("createT5"), InstanceMethod<&W::create_clip_text>("createClipText"),
+           InstanceMethod<&W::create_clip>("createClip"), InstanceMethod<&W::create_vae>("createVae"),
+           InstanceMethod<&W::create_optimizer>("createOptimizer"), InstanceMethod<&W::dispose>("dispose")}));
 }
 
 Napi::Value DeviceWrap::open(const Napi::CallbackInfo& info) {
@@ -97,14 +92,16 @@ void DeviceWrap::reset_peak_memory(const Napi::CallbackInfo& info) {
 Napi::Value DeviceWrap::trim(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const auto device = alive();
-    return submit(info.Env(), *device->thread, [device] { device->backend->trim(); }, undefined);
+    return submit(
+        info.Env(), *device->thread, [device] { device->backend->trim(); }, undefined);
   });
 }
 
 Napi::Value DeviceWrap::declined(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     Napi::Object counts = Napi::Object::New(info.Env());
-    for (const auto& [reason, count] : alive()->backend->declined()) counts.Set(reason, static_cast<double>(count));
+    for (const auto& [reason, count] : alive()->backend->declined())
+      counts.Set(reason, static_cast<double>(count));
     return counts;
   });
 }
@@ -118,11 +115,13 @@ Napi::Value DeviceWrap::upload(const Napi::CallbackInfo& info) {
     const auto device = alive();
     auto values = to_floats(info[0], "values");
     const Shape shape = to_shape(info[1], "shape");
-    require(shape.numel() == static_cast<std::int64_t>(values.size()), "ERR_SHAPE", "upload: expected ", shape.numel(),
-            " values for ", shape, ", got ", values.size());
+    require(shape.numel() == static_cast<std::int64_t>(values.size()), "ERR_SHAPE", "upload: expected ",
+            shape.numel(), " values for ", shape, ", got ", values.size());
     return submit(
         info.Env(), *device->thread,
-        [device, shape, values = std::move(values)] { return ops::from_host(*device->backend, shape, values); },
+        [device, shape, values = std::move(values)] {
+          return ops::from_host(*device->backend, shape, values);
+        },
         [device](Napi::Env env, const Tensor& tensor) { return TensorWrap::make(env, device, tensor); });
   });
 }
@@ -152,28 +151,29 @@ Napi::Value DeviceWrap::to_rgb8(const Napi::CallbackInfo& info) {
   });
 }
 
+// Each keeps the device: reading the arguments may run JavaScript, which may dispose this handle.
 Napi::Value DeviceWrap::create_flux(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] { return make_flux(info, alive()); });
+  return guarded(info.Env(), [&] { return make_flux(info, DevicePointer(alive())); });
 }
 
 Napi::Value DeviceWrap::create_t5(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] { return make_t5(info, alive()); });
+  return guarded(info.Env(), [&] { return make_t5(info, DevicePointer(alive())); });
 }
 
 Napi::Value DeviceWrap::create_clip_text(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] { return make_clip_text(info, alive()); });
+  return guarded(info.Env(), [&] { return make_clip_text(info, DevicePointer(alive())); });
 }
 
 Napi::Value DeviceWrap::create_clip(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] { return make_clip(info, alive()); });
+  return guarded(info.Env(), [&] { return make_clip(info, DevicePointer(alive())); });
 }
 
 Napi::Value DeviceWrap::create_vae(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] { return make_vae(info, alive()); });
+  return guarded(info.Env(), [&] { return make_vae(info, DevicePointer(alive())); });
 }
 
 Napi::Value DeviceWrap::create_optimizer(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] { return make_optimizer(info, alive()); });
+  return guarded(info.Env(), [&] { return make_optimizer(info, DevicePointer(alive())); });
 }
 
 void DeviceWrap::dispose(const Napi::CallbackInfo&) {

@@ -21,8 +21,8 @@ struct Ids {
 };
 
 Ids to_ids(const Napi::CallbackInfo& info) {
-  require(info[0].IsTypedArray() && info[0].As<Napi::TypedArray>().TypedArrayType() == napi_int32_array, "ERR_ARGUMENT",
-          "ids: expected an Int32Array");
+  require(info[0].IsTypedArray() && info[0].As<Napi::TypedArray>().TypedArrayType() == napi_int32_array,
+          "ERR_ARGUMENT", "ids: expected an Int32Array");
   const auto array = info[0].As<Napi::Int32Array>();
   Ids ids{{array.Data(), array.Data() + array.ElementLength()}, to_integer(info[1], "batch")};
   require(ids.batch > 0 && static_cast<std::int64_t>(ids.values.size()) % ids.batch == 0, "ERR_ARGUMENT",
@@ -45,7 +45,9 @@ auto encoded_to_js(Handle handle) {
   };
 }
 
-Encoded encode(const models::T5Encoder& model, const nn::TokenIds& ids) { return {model.forward(ids), {}, {}}; }
+Encoded encode(const models::T5Encoder& model, const nn::TokenIds& ids) {
+  return {model.forward(ids), {}, {}};
+}
 Encoded encode(const models::ClipText& model, const nn::TokenIds& ids) {
   const auto output = model.forward(ids);
   return {output.hidden, output.pooled, output.projected};
@@ -74,17 +76,13 @@ class EncoderWrap : public ModelWrap<Derived, Model> {
 class T5Wrap : public EncoderWrap<T5Wrap, models::T5Encoder> {
  public:
   using Base::Base;
-  static std::vector<Napi::ClassPropertyDescriptor<T5Wrap>> own_methods() {
-    return {encode_method()};
-  }
+  static std::vector<Napi::ClassPropertyDescriptor<T5Wrap>> own_methods() { return {encode_method()}; }
 };
 
 class ClipTextWrap : public EncoderWrap<ClipTextWrap, models::ClipText> {
  public:
   using Base::Base;
-  static std::vector<Napi::ClassPropertyDescriptor<ClipTextWrap>> own_methods() {
-    return {encode_method()};
-  }
+  static std::vector<Napi::ClassPropertyDescriptor<ClipTextWrap>> own_methods() { return {encode_method()}; }
 };
 
 std::array<float, 3> three_numbers(const Napi::Object& object, const char* name) {
@@ -96,12 +94,14 @@ std::array<float, 3> three_numbers(const Napi::Object& object, const char* name)
 // Nothing: the pictures are pixel values already.
 std::optional<models::ScorerPreprocess> to_preprocess(const Napi::Value& value) {
   if (value.IsString()) {
-    require(to_string(value, "preprocess") == "pixelValues", "ERR_ARGUMENT", "preprocess: expected pixelValues or an object");
+    require(to_string(value, "preprocess") == "pixelValues", "ERR_ARGUMENT",
+            "preprocess: expected pixelValues or an object");
     return std::nullopt;
   }
   const Napi::Object object = to_object(value, "preprocess");
   const std::string mode = to_string(field(object, "mode"), "mode");
-  require(mode == "max-pad" || mode == "short-crop", "ERR_ARGUMENT", "mode: expected max-pad or short-crop, got ", mode);
+  require(mode == "max-pad" || mode == "short-crop", "ERR_ARGUMENT",
+          "mode: expected max-pad or short-crop, got ", mode);
   models::ScorerPreprocess preprocess;
   preprocess.size = to_integer(field(object, "size"), "size");
   preprocess.fit = mode == "max-pad" ? models::ScorerPreprocess::Fit::longest_side_padded
@@ -140,7 +140,8 @@ class ClipWrap : public EncoderWrap<ClipWrap, models::ClipModel> {
       const Napi::Array list = to_array(info[2], "rows");
       for (std::uint32_t i = 0; i < list.Length(); ++i) rows.push_back(to_integer(list.Get(i), "rows"));
       return run(
-          info.Env(), [images, text, rows](models::ClipModel&) { return models::cosine_scores(images, text, rows); },
+          info.Env(),
+          [images, text, rows](models::ClipModel&) { return models::cosine_scores(images, text, rows); },
           from_floats);
     });
   }
@@ -214,8 +215,9 @@ void define_encoders(Napi::Env env) {
 }
 
 Napi::Value make_t5(const Napi::CallbackInfo& info, const DevicePointer& device) {
-  return T5Wrap::make(info.Env(), "T5",
-                      make_handle<models::T5Encoder>(info, device, "t5", to_t5_config(to_object(info[0], "config"))));
+  return T5Wrap::make(
+      info.Env(), "T5",
+      make_handle<models::T5Encoder>(info, device, "t5", to_t5_config(to_object(info[0], "config"))));
 }
 
 Napi::Value make_clip_text(const Napi::CallbackInfo& info, const DevicePointer& device) {

@@ -1,5 +1,5 @@
-// What one JavaScript environment (the main thread, a worker) keeps: the home of its jobs and its classes. Several environments may share
-// the loaded library, so none of this is static.
+// What one JavaScript environment (the main thread, a worker) keeps: the home of its jobs and its classes.
+// Several environments may share the loaded library, so none of this is static.
 #pragma once
 #include <napi.h>
 

@@ -16,7 +16,8 @@ std::vector<RowOf> to_rows(const Napi::Value& value, const char* name) {
   std::vector<RowOf> rows;
   for (std::uint32_t i = 0; i < array.Length(); ++i) {
     const Napi::Object entry = to_object(array.Get(i), name);
-    rows.push_back({TensorWrap::unwrap(field(entry, "tensor"), name), to_integer(field(entry, "row"), "row")});
+    rows.push_back(
+        {TensorWrap::unwrap(field(entry, "tensor"), name), to_integer(field(entry, "row"), "row")});
   }
   return rows;
 }
@@ -24,7 +25,8 @@ std::vector<RowOf> to_rows(const Napi::Value& value, const char* name) {
 std::vector<Tensor> to_tensors(const Napi::Value& value, const char* name) {
   const Napi::Array array = to_array(value, name);
   std::vector<Tensor> tensors;
-  for (std::uint32_t i = 0; i < array.Length(); ++i) tensors.push_back(TensorWrap::unwrap(array.Get(i), name));
+  for (std::uint32_t i = 0; i < array.Length(); ++i)
+    tensors.push_back(TensorWrap::unwrap(array.Get(i), name));
   return tensors;
 }
 
@@ -32,21 +34,23 @@ PolicyInputs to_inputs(const Napi::Object& object) {
   PolicyInputs inputs;
   inputs.latents = to_rows(field(object, "latents"), "latents");
   const Napi::Array prompts = to_array(field(object, "prompts"), "prompts");
-  for (std::uint32_t i = 0; i < prompts.Length(); ++i) inputs.prompts.push_back(to_integer(prompts.Get(i), "prompts"));
+  for (std::uint32_t i = 0; i < prompts.Length(); ++i)
+    inputs.prompts.push_back(to_integer(prompts.Get(i), "prompts"));
   inputs.text = to_tensors(field(object, "text"), "text");
   inputs.pooled = to_tensors(field(object, "pooled"), "pooled");
   inputs.timesteps = to_floats(field(object, "timesteps"), "timesteps");
   inputs.guidance = to_floats(field(object, "guidance"), "guidance");
   inputs.grid_rows = int_field(object, "gridRows");
   inputs.grid_columns = int_field(object, "gridColumns");
-  require(inputs.prompts.size() == inputs.latents.size(), "ERR_ARGUMENT", "prompts: expected ", inputs.latents.size(), ", got ",
-          inputs.prompts.size());
+  require(inputs.prompts.size() == inputs.latents.size(), "ERR_ARGUMENT", "prompts: expected ",
+          inputs.latents.size(), ", got ", inputs.prompts.size());
   return inputs;
 }
 
 train::StepPlan to_plan(const Napi::Object& object) {
-  return {train::step_kind_from_name(to_string(field(object, "kind"), "kind")), to_floats(field(object, "sigmas"), "sigmas"),
-          to_floats(field(object, "nextSigmas"), "nextSigmas"), static_cast<float>(number_field(object, "eta"))};
+  return {train::step_kind_from_name(to_string(field(object, "kind"), "kind")),
+          to_floats(field(object, "sigmas"), "sigmas"), to_floats(field(object, "nextSigmas"), "nextSigmas"),
+          static_cast<float>(number_field(object, "eta"))};
 }
 
 train::StepNoise to_noise(const Napi::Value& value) {
@@ -70,7 +74,10 @@ class FluxWrap : public ModelWrap<FluxWrap, models::FluxTransformer> {
     return guarded(info.Env(), [&] {
       auto inputs = to_inputs(to_object(info[0], "inputs"));
       return run(
-          info.Env(), [inputs = std::move(inputs)](models::FluxTransformer& model) { return train::predict(model, inputs); },
+          info.Env(),
+          [inputs = std::move(inputs)](models::FluxTransformer& model) {
+            return train::predict(model, inputs);
+          },
           as_handle());
     });
   }
@@ -105,7 +112,9 @@ class FluxWrap : public ModelWrap<FluxWrap, models::FluxTransformer> {
       return run(
           info.Env(),
           [inputs = std::move(inputs), plan = std::move(plan), noise = std::move(noise),
-           denoised](models::FluxTransformer& model) { return train::sample_step(model, inputs, plan, noise, denoised); },
+           denoised](models::FluxTransformer& model) {
+            return train::sample_step(model, inputs, plan, noise, denoised);
+          },
           [handle = as_handle()](Napi::Env env, const train::SampleReport& report) {
             Napi::Object result = Napi::Object::New(env);
             result.Set("latents", handle(env, report.latents));
@@ -129,8 +138,8 @@ class FluxWrap : public ModelWrap<FluxWrap, models::FluxTransformer> {
       const int recompute = int_field(step, "recomputeBlocks");
       return run(
           info.Env(),
-          [inputs = std::move(inputs), plan = std::move(plan), next = std::move(next), terms = std::move(terms),
-           recompute](models::FluxTransformer& model) {
+          [inputs = std::move(inputs), plan = std::move(plan), next = std::move(next),
+           terms = std::move(terms), recompute](models::FluxTransformer& model) {
             return train::policy_step(model, inputs, plan, next, terms, recompute);
           },
           [](Napi::Env env, const train::PolicyReport& report) {
@@ -167,11 +176,13 @@ void define_flux(Napi::Env env) { FluxWrap::define(env, "Flux"); }
 
 Napi::Value make_flux(const Napi::CallbackInfo& info, const DevicePointer& device) {
   return FluxWrap::make(info.Env(), "Flux",
-                        make_handle<models::FluxTransformer>(info, device, "flux", to_flux_config(to_object(info[0], "config"))));
+                        make_handle<models::FluxTransformer>(info, device, "flux",
+                                                             to_flux_config(to_object(info[0], "config"))));
 }
 
 const ModelHandle* flux_handle(const Napi::Object& object) {
-  return Environment::of(object.Env()).is_instance(object, "Flux") ? &FluxWrap::Unwrap(object)->alive() : nullptr;
+  return Environment::of(object.Env()).is_instance(object, "Flux") ? &FluxWrap::Unwrap(object)->alive()
+                                                                   : nullptr;
 }
 
 }  // namespace danceflux::addon

@@ -98,7 +98,8 @@ Napi::Value read_tensor(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const auto file = io::open_tensor_file(to_string(info[0], "path"));
     const io::FileTensor& tensor = file->find(to_string(info[1], "name"));
-    Napi::Float32Array values = Napi::Float32Array::New(info.Env(), static_cast<std::size_t>(tensor.shape.numel()));
+    Napi::Float32Array values =
+        Napi::Float32Array::New(info.Env(), static_cast<std::size_t>(tensor.shape.numel()));
     io::read_rows(tensor, 0, -1, false, DType::f32, values.Data());
     Napi::Object result = Napi::Object::New(info.Env());
     result.Set("shape", from_shape(info.Env(), tensor.shape));

@@ -6,7 +6,8 @@ namespace danceflux::addon {
 
 class TorchGeneratorWrap;
 
-/// Adds createTorchGenerator, keyedNormal, inspectFile, readTensor, probeBackends, liveHandles and shutdown to `exports`.
+/// Adds createTorchGenerator, keyedNormal, inspectFile, readTensor, probeBackends, liveHandles and shutdown
+/// to `exports`.
 void define_host_functions(Napi::Env env, Napi::Object exports);
 
 }  // namespace danceflux::addon

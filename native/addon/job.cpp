@@ -182,6 +182,10 @@ Napi::Error to_js_error(Napi::Env env, const std::exception_ptr& error) {
     result.Set("code", Napi::String::New(env, thrown.code));
     if (!thrown.hint.empty()) result.Set("hint", Napi::String::New(env, thrown.hint));
     return result;
+  } catch (const std::length_error&) {  // a container asked for more than can be addressed
+    Napi::Error result = Napi::Error::New(env, "out of host memory");
+    result.Set("code", Napi::String::New(env, "ERR_MEMORY"));
+    return result;
   } catch (const std::bad_alloc&) {
     Napi::Error result = Napi::Error::New(env, "out of host memory");
     result.Set("code", Napi::String::New(env, "ERR_MEMORY"));

@@ -48,18 +48,20 @@ std::vector<LoadItem> to_load_items(const Napi::Value& value) {
 
 std::map<std::string, nn::NamedParameter> by_name(const nn::Module& module) {
   std::map<std::string, nn::NamedParameter> result;
-  for (const nn::NamedParameter& parameter : module.named_parameters()) result.emplace(parameter.name, parameter);
+  for (const nn::NamedParameter& parameter : module.named_parameters())
+    result.emplace(parameter.name, parameter);
   return result;
 }
 
-const nn::NamedParameter& find(const std::map<std::string, nn::NamedParameter>& all, const std::string& name) {
+const nn::NamedParameter& find(const std::map<std::string, nn::NamedParameter>& all,
+                               const std::string& name) {
   const auto found = all.find(name);
   require(found != all.end(), "ERR_NAME", "model: expected the name of a parameter, got \"", name, "\"");
   return found->second;
 }
 
-// Shapes agree when the rows of the file's tensor hold as many numbers, row by row, as the parameter: a 1x1 convolution may stand for a
-// matrix, nothing else.
+// Shapes agree when the rows of the file's tensor hold as many numbers, row by row, as the parameter: a 1x1
+// convolution may stand for a matrix, nothing else.
 void check_shape(const LoadItem& item, const io::FileTensor& tensor, const Shape& wanted) {
   Shape got = tensor.shape;
   if (item.rows >= 0 && got.rank() > 0) got[0] = item.rows;
@@ -71,8 +73,8 @@ void check_shape(const LoadItem& item, const io::FileTensor& tensor, const Shape
     }
     return result;
   };
-  require(squeezed(got) == squeezed(wanted), "ERR_WEIGHTS", item.parameter, ": expected shape ", wanted, " from the config, got ",
-          got, " (", item.tensor, " in ", item.file, ")");
+  require(squeezed(got) == squeezed(wanted), "ERR_WEIGHTS", item.parameter, ": expected shape ", wanted,
+          " from the config, got ", got, " (", item.tensor, " in ", item.file, ")");
 }
 
 void load_item(nn::Module& module, const LoadItem& item, const io::TensorFile& file, const Shape& wanted) {
@@ -81,11 +83,13 @@ void load_item(nn::Module& module, const LoadItem& item, const io::TensorFile& f
   const auto count = static_cast<std::size_t>(wanted.numel());
   std::vector<std::byte> rows(count * size_of(tensor.dtype));
   io::read_rows(tensor, item.row, item.rows, item.transposed, tensor.dtype, rows.data());
-  if (item.swap_halves) std::rotate(rows.begin(), rows.begin() + static_cast<std::ptrdiff_t>(rows.size() / 2), rows.end());
+  if (item.swap_halves)
+    std::rotate(rows.begin(), rows.begin() + static_cast<std::ptrdiff_t>(rows.size() / 2), rows.end());
   try {
     module.load(item.parameter, tensor.dtype, rows.data(), count);
   } catch (const Error& error) {
-    throw Error("ERR_WEIGHTS", std::string(error.what()) + " (" + item.tensor + " in " + item.file + ")", error.hint);
+    throw Error("ERR_WEIGHTS", std::string(error.what()) + " (" + item.tensor + " in " + item.file + ")",
+                error.hint);
   }
 }
 
@@ -126,7 +130,8 @@ Napi::Value model_load(const Napi::CallbackInfo& info, const ModelHandle& model)
   auto items = to_load_items(info[0]);
   const auto module = model.module;
   return submit(
-      info.Env(), *model.device->thread, [module, items = std::move(items)] { load_all(*module, items); }, undefined);
+      info.Env(), *model.device->thread, [module, items = std::move(items)] { load_all(*module, items); },
+      undefined);
 }
 
 Napi::Value model_set_trainable(const Napi::CallbackInfo& info, const ModelHandle& model) {
@@ -145,12 +150,14 @@ Napi::Value model_set_trainable(const Napi::CallbackInfo& info, const ModelHandl
 
 Napi::Value model_zero_gradients(const Napi::CallbackInfo& info, const ModelHandle& model) {
   const auto module = model.module;
-  return submit(info.Env(), *model.device->thread, [module] { module->zero_gradients(); }, undefined);
+  return submit(
+      info.Env(), *model.device->thread, [module] { module->zero_gradients(); }, undefined);
 }
 
 Napi::Value model_read(const Napi::CallbackInfo& info, const ModelHandle& model) {
   const std::string name = to_string(info[0], "name"), what = to_string(info[1], "what");
-  require(what == "value" || what == "gradient", "ERR_ARGUMENT", "what: expected value or gradient, got ", what);
+  require(what == "value" || what == "gradient", "ERR_ARGUMENT", "what: expected value or gradient, got ",
+          what);
   const auto module = model.module;
   return submit(
       info.Env(), *model.device->thread,
@@ -170,7 +177,9 @@ Napi::Value model_write(const Napi::CallbackInfo& info, const ModelHandle& model
   const auto module = model.module;
   return submit(
       info.Env(), *model.device->thread,
-      [module, name, values = std::move(values)] { module->load(name, DType::f32, values.data(), values.size()); },
+      [module, name, values = std::move(values)] {
+        module->load(name, DType::f32, values.data(), values.size());
+      },
       undefined);
 }
 
@@ -188,7 +197,8 @@ Napi::Value model_save(const Napi::CallbackInfo& info, const ModelHandle& model)
   for (std::uint32_t i = 0; i < list.Length(); ++i) {
     const Napi::Object entry = to_object(list.Get(i), "tensor");
     const Napi::Value scale = entry.Get("scale");
-    items.push_back({to_string(field(entry, "parameter"), "parameter"), to_string(field(entry, "name"), "name"),
+    items.push_back({to_string(field(entry, "parameter"), "parameter"),
+                     to_string(field(entry, "name"), "name"),
                      scale.IsUndefined() ? 1.0f : static_cast<float>(to_number(scale, "scale"))});
   }
   const auto module = model.module;
@@ -199,11 +209,12 @@ Napi::Value model_save(const Napi::CallbackInfo& info, const ModelHandle& model)
         std::vector<io::TensorToWrite> tensors;
         for (const Item& item : items) {
           const nn::NamedParameter parameter = find(parameters, item.parameter);
-          tensors.push_back({item.name, dtype, parameter.shape, [parameter, dtype, scale = item.scale](std::byte* to) {
-                               std::vector<float> values = ops::to_host(parameter.value());
-                               for (float& value : values) value *= scale;
-                               convert_elements(to, dtype, values.data(), DType::f32, values.size());
-                             }});
+          tensors.push_back(
+              {item.name, dtype, parameter.shape, [parameter, dtype, scale = item.scale](std::byte* to) {
+                 std::vector<float> values = ops::to_host(parameter.value());
+                 for (float& value : values) value *= scale;
+                 convert_elements(to, dtype, values.data(), DType::f32, values.size());
+               }});
         }
         io::write_safetensors(path, std::move(tensors), metadata);
       },
@@ -213,10 +224,12 @@ Napi::Value model_save(const Napi::CallbackInfo& info, const ModelHandle& model)
 Napi::Value model_add_lora(const Napi::CallbackInfo& info, const ModelHandle& model) {
   const Napi::Object options = to_object(info[0], "options");
   nn::LoraConfig config{int_field(options, "rank"), static_cast<float>(number_field(options, "alpha")),
-                        to_strings(field(options, "modules"), "modules"), to_u64(field(options, "seed"), "seed")};
+                        to_strings(field(options, "modules"), "modules"),
+                        to_u64(field(options, "seed"), "seed")};
   const auto module = model.module;
   return submit(
-      info.Env(), *model.device->thread, [module, config] { nn::add_lora(*module, config, keyed_uniform); }, undefined);
+      info.Env(), *model.device->thread, [module, config] { nn::add_lora(*module, config, keyed_uniform); },
+      undefined);
 }
 
 }  // namespace danceflux::addon

@@ -13,7 +13,8 @@
 
 namespace danceflux::addon {
 
-/// A model on a device. The module is made and changed on the device's thread only, once the first job has run.
+/// A model on a device. The module is made and changed on the device's thread only, once the first job has
+/// run.
 struct ModelHandle {
   std::shared_ptr<OpenDevice> device;
   std::shared_ptr<nn::Module> module;
@@ -32,10 +33,11 @@ Napi::Value model_write(const Napi::CallbackInfo& info, const ModelHandle& model
 Napi::Value model_save(const Napi::CallbackInfo& info, const ModelHandle& model);
 Napi::Value model_add_lora(const Napi::CallbackInfo& info, const ModelHandle& model);
 
-/// A new model of `config` on `device`, its numbers not yet there; info[1] is the storage dtype of its matrices.
+/// A new model of `config` on `device`, its numbers not yet there; info[1] is the storage dtype of its
+/// matrices.
 template <class Model, class Config>
-ModelHandle make_handle(const Napi::CallbackInfo& info, const std::shared_ptr<OpenDevice>& device, const char* kind,
-                        const Config& config) {
+ModelHandle make_handle(const Napi::CallbackInfo& info, const std::shared_ptr<OpenDevice>& device,
+                        const char* kind, const Config& config) {
   const DType weights = dtype_from_name(to_string(info[1], "weights"));
   auto module = std::make_shared<Model>(config);
   module->materialize(*device->backend, weights);
@@ -57,7 +59,9 @@ class ModelWrap : public Napi::ObjectWrap<Derived> {
   static void define(Napi::Env env, const char* class_name) {
     using Method = Napi::Value (Derived::*)(const Napi::CallbackInfo&);
     std::vector<Napi::ClassPropertyDescriptor<Derived>> methods = Derived::own_methods();
-    const auto add = [&](const char* name, Method method) { methods.push_back(Derived::InstanceMethod(name, method)); };
+    const auto add = [&](const char* name, Method method) {
+      methods.push_back(Derived::InstanceMethod(name, method));
+    };
     add("parameters", &ModelWrap::template common<model_parameters>);
     add("missing", &ModelWrap::template common<model_missing>);
     add("load", &ModelWrap::template common<model_load>);
@@ -92,17 +96,24 @@ class ModelWrap : public Napi::ObjectWrap<Derived> {
   template <class Work, class Convert>
   Napi::Value run(Napi::Env env, Work work, Convert convert) const {
     auto target = model();
-    return submit(env, *alive().device->thread, [target, work = std::move(work)] { return work(*target); }, convert);
+    return submit(
+        env, *alive().device->thread, [target, work = std::move(work)] { return work(*target); }, convert);
   }
   /// Converts a job's tensor to a handle.
   auto as_handle() const {
-    return [device = alive().device](Napi::Env env, const Tensor& tensor) { return TensorWrap::make(env, device, tensor); };
+    return [device = alive().device](Napi::Env env, const Tensor& tensor) {
+      return TensorWrap::make(env, device, tensor);
+    };
   }
 
  public:  // for the method table
   template <Napi::Value (*method)(const Napi::CallbackInfo&, const ModelHandle&)>
   Napi::Value common(const Napi::CallbackInfo& info) {
-    return guarded(info.Env(), [&] { return method(info, alive()); });
+    return guarded(info.Env(), [&] {
+      const ModelHandle held =
+          alive();  // reading the arguments may run JavaScript, which may dispose this handle
+      return method(info, held);
+    });
   }
   Napi::Value kind(const Napi::CallbackInfo& info) {
     return guarded(info.Env(), [&] { return Napi::String::New(info.Env(), alive().kind); });

@@ -17,12 +17,11 @@ class OptimizerWrap : public Napi::ObjectWrap<OptimizerWrap> {
 
   static void define(Napi::Env env) {
     using W = OptimizerWrap;
-    Environment::of(env).keep("Optimizer", DefineClass(env, "NativeOptimizer",
-                                                       {InstanceMethod<&W::step>("step"),
-                                                        InstanceMethod<&W::swap_ema>("swapEma"),
-                                                        InstanceMethod<&W::save>("save"),
-                                                        InstanceMethod<&W::load>("load"),
-                                                        InstanceMethod<&W::dispose>("dispose")}));
+    Environment::of(env).keep(
+        "Optimizer", DefineClass(env, "NativeOptimizer",
+                                 {InstanceMethod<&W::prepare>("prepare"), InstanceMethod<&W::step>("step"),
+                                  InstanceMethod<&W::swap_ema>("swapEma"), InstanceMethod<&W::save>("save"),
+                                  InstanceMethod<&W::load>("load"), InstanceMethod<&W::dispose>("dispose")}));
   }
 
   static Napi::Value make(Napi::Env env, const ModelHandle& model, const train::OptimizerOptions& options) {
@@ -39,7 +38,7 @@ class OptimizerWrap : public Napi::ObjectWrap<OptimizerWrap> {
     train::OptimizerOptions options;
     std::unique_ptr<train::Optimizer> optimizer;
 
-    /// Made by the first job, on the device's thread, when it is known which parameters train.
+    /// Made by the first job, on the device's thread, of the parameters that train then.
     train::Optimizer& ready() {
       if (optimizer) return *optimizer;
       Tape unused;  // makes the gradients
@@ -60,8 +59,14 @@ class OptimizerWrap : public Napi::ObjectWrap<OptimizerWrap> {
     return guarded(env, [&] {
       require(state_ != nullptr, "ERR_DISPOSED", "optimizer: it was disposed");
       return submit(
-          env, *state_->device->thread, [state = state_, work = std::move(work)] { return work(state->ready()); }, convert);
+          env, *state_->device->thread,
+          [state = state_, work = std::move(work)] { return work(state->ready()); }, convert);
     });
+  }
+
+  Napi::Value prepare(const Napi::CallbackInfo& info) {
+    return run(
+        info.Env(), [](train::Optimizer&) {}, undefined);
   }
 
   Napi::Value step(const Napi::CallbackInfo& info) {
@@ -81,20 +86,23 @@ class OptimizerWrap : public Napi::ObjectWrap<OptimizerWrap> {
   }
 
   Napi::Value swap_ema(const Napi::CallbackInfo& info) {
-    return run(info.Env(), [](train::Optimizer& optimizer) { optimizer.swap_average(); }, undefined);
+    return run(
+        info.Env(), [](train::Optimizer& optimizer) { optimizer.swap_average(); }, undefined);
   }
 
   Napi::Value save(const Napi::CallbackInfo& info) {
     return guarded(info.Env(), [&] {
       const std::string path = to_string(info[0], "path");
-      return run(info.Env(), [path](train::Optimizer& optimizer) { optimizer.save(path); }, undefined);
+      return run(
+          info.Env(), [path](train::Optimizer& optimizer) { optimizer.save(path); }, undefined);
     });
   }
 
   Napi::Value load(const Napi::CallbackInfo& info) {
     return guarded(info.Env(), [&] {
       const std::string path = to_string(info[0], "path");
-      return run(info.Env(), [path](train::Optimizer& optimizer) { optimizer.load(path); }, undefined);
+      return run(
+          info.Env(), [path](train::Optimizer& optimizer) { optimizer.load(path); }, undefined);
     });
   }
 
@@ -112,12 +120,15 @@ class OptimizerWrap : public Napi::ObjectWrap<OptimizerWrap> {
 void define_optimizer(Napi::Env env) { OptimizerWrap::define(env); }
 
 Napi::Value make_optimizer(const Napi::CallbackInfo& info, const DevicePointer&) {
-  const ModelHandle* model = info[0].IsObject() ? flux_handle(info[0].As<Napi::Object>()) : nullptr;
-  require(model != nullptr, "ERR_ARGUMENT", "model: expected a transformer's handle");
+  const ModelHandle* found = info[0].IsObject() ? flux_handle(info[0].As<Napi::Object>()) : nullptr;
+  require(found != nullptr, "ERR_ARGUMENT", "model: expected a transformer's handle");
+  const ModelHandle model =
+      *found;  // reading the options may run JavaScript, which may dispose the model's handle
   const Napi::Object options = to_object(info[1], "options");
   const auto number = [&](const char* name) { return static_cast<float>(number_field(options, name)); };
-  return OptimizerWrap::make(info.Env(), *model,
-                             {number("beta1"), number("beta2"), number("eps"), number("weightDecay"), number("emaDecay")});
+  return OptimizerWrap::make(
+      info.Env(), model,
+      {number("beta1"), number("beta2"), number("eps"), number("weightDecay"), number("emaDecay")});
 }
 
 void define_models(Napi::Env env) {

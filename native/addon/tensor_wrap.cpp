@@ -33,8 +33,8 @@ Napi::Value TensorWrap::make(Napi::Env env, const std::shared_ptr<OpenDevice>& d
 }
 
 Tensor TensorWrap::unwrap(const Napi::Value& value, const char* name) {
-  require(value.IsObject() && Environment::of(value.Env()).is_instance(value.As<Napi::Object>(), "Tensor"), "ERR_ARGUMENT",
-          name, ": expected a tensor handle");
+  require(value.IsObject() && Environment::of(value.Env()).is_instance(value.As<Napi::Object>(), "Tensor"),
+          "ERR_ARGUMENT", name, ": expected a tensor handle");
   const Tensor& tensor = Unwrap(value.As<Napi::Object>())->tensor_;
   require(tensor.defined(), "ERR_DISPOSED", name, ": the tensor was disposed");
   return tensor;
@@ -65,11 +65,13 @@ Napi::Value TensorWrap::shape(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value TensorWrap::dtype(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] { return Napi::String::New(info.Env(), std::string(name_of(alive().dtype()))); });
+  return guarded(info.Env(),
+                 [&] { return Napi::String::New(info.Env(), std::string(name_of(alive().dtype()))); });
 }
 
 Napi::Value TensorWrap::bytes(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] { return Napi::Number::New(info.Env(), static_cast<double>(alive().bytes())); });
+  return guarded(info.Env(),
+                 [&] { return Napi::Number::New(info.Env(), static_cast<double>(alive().bytes())); });
 }
 
 Napi::Value TensorWrap::disposed(const Napi::CallbackInfo& info) {
@@ -79,7 +81,8 @@ Napi::Value TensorWrap::disposed(const Napi::CallbackInfo& info) {
 Napi::Value TensorWrap::download(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const Tensor tensor = alive();
-    return submit(info.Env(), *device_->thread, [tensor] { return ops::to_host(tensor); }, from_floats);
+    return submit(
+        info.Env(), *device_->thread, [tensor] { return ops::to_host(tensor); }, from_floats);
   });
 }
 

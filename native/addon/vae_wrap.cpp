@@ -32,14 +32,16 @@ class VaeWrap : public ModelWrap<VaeWrap, ScaledAutoencoder> {
   using Base::Base;
   static std::vector<Napi::ClassPropertyDescriptor<VaeWrap>> own_methods() {
     return {InstanceMethod<&VaeWrap::decode>("decode"), InstanceMethod<&VaeWrap::encode>("encode"),
-            InstanceMethod<&VaeWrap::decode_raw>("decodeRaw"), InstanceMethod<&VaeWrap::encode_raw>("encodeRaw")};
+            InstanceMethod<&VaeWrap::decode_raw>("decodeRaw"),
+            InstanceMethod<&VaeWrap::encode_raw>("encodeRaw")};
   }
 
  private:
   template <class Work>
   Napi::Value map(const Napi::CallbackInfo& info, const char* name, Work work) {
     const Tensor input = TensorWrap::unwrap(info[0], name);
-    return run(info.Env(), [input, work](ScaledAutoencoder& model) { return work(model, input); }, as_handle());
+    return run(
+        info.Env(), [input, work](ScaledAutoencoder& model) { return work(model, input); }, as_handle());
   }
 
   Napi::Value decode(const Napi::CallbackInfo& info) {
@@ -53,7 +55,8 @@ class VaeWrap : public ModelWrap<VaeWrap, ScaledAutoencoder> {
 
   Napi::Value encode(const Napi::CallbackInfo& info) {
     return guarded(info.Env(), [&] {
-      return map(info, "images", [](ScaledAutoencoder& model, const Tensor& images) { return model.encode_packed(images); });
+      return map(info, "images",
+                 [](ScaledAutoencoder& model, const Tensor& images) { return model.encode_packed(images); });
     });
   }
 
@@ -65,7 +68,8 @@ class VaeWrap : public ModelWrap<VaeWrap, ScaledAutoencoder> {
 
   Napi::Value encode_raw(const Napi::CallbackInfo& info) {
     return guarded(info.Env(), [&] {
-      return map(info, "images", [](ScaledAutoencoder& model, const Tensor& images) { return model.encode(images); });
+      return map(info, "images",
+                 [](ScaledAutoencoder& model, const Tensor& images) { return model.encode(images); });
     });
   }
 };
@@ -99,8 +103,9 @@ ScaledAutoencoder::Config to_config(const Napi::Object& object) {
 void define_vae(Napi::Env env) { VaeWrap::define(env, "Vae"); }
 
 Napi::Value make_vae(const Napi::CallbackInfo& info, const DevicePointer& device) {
-  return VaeWrap::make(info.Env(), "Vae",
-                       make_handle<ScaledAutoencoder>(info, device, "vae", to_config(to_object(info[0], "config"))));
+  return VaeWrap::make(
+      info.Env(), "Vae",
+      make_handle<ScaledAutoencoder>(info, device, "vae", to_config(to_object(info[0], "config"))));
 }
 
 }  // namespace danceflux::addon

@@ -36,8 +36,8 @@ void* Pool::allocate(std::size_t bytes) {
     }
     if (!address) {
       throw Error("ERR_MEMORY",
-                  "allocate: expected " + std::to_string(size) + " bytes, got none; " + std::to_string(stats_.used) +
-                      " bytes in use, " + std::to_string(stats_.held) + " held",
+                  "allocate: expected " + std::to_string(size) + " bytes, got none; " +
+                      std::to_string(stats_.used) + " bytes in use, " + std::to_string(stats_.held) + " held",
                   "use a smaller batch or resolution, block recompute, or weights in bf16");
     }
     stats_.held += size;

@@ -1,5 +1,5 @@
-// A caching allocator: memory that was freed is kept by size and handed out again, so that a training step in its steady
-// state asks the system for nothing.
+// A caching allocator: memory that was freed is kept by size and handed out again, so that a training step in
+// its steady state asks the system for nothing.
 #pragma once
 #include <cstddef>
 #include <functional>
@@ -12,8 +12,8 @@
 
 namespace danceflux {
 
-/// Thread safe. `take` and `give` are the system's functions (malloc, cudaMallocAsync, aclrtMalloc); take returns null when
-/// there is no more.
+/// Thread safe. `take` and `give` are the system's functions (malloc, cudaMallocAsync, aclrtMalloc); take
+/// returns null when there is no more.
 class Pool {
  public:
   using Take = std::function<void*(std::size_t bytes)>;
@@ -23,8 +23,8 @@ class Pool {
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
-  /// At least `bytes`, rounded up to a size class. On exhaustion gives the cache back and tries once more; then throws
-  /// ERR_MEMORY with what was asked, used and held.
+  /// At least `bytes`, rounded up to a size class. On exhaustion gives the cache back and tries once more;
+  /// then throws ERR_MEMORY with what was asked, used and held.
   void* allocate(std::size_t bytes);
   /// `bytes` as asked of allocate.
   void release(void* address, std::size_t bytes) noexcept;

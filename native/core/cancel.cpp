@@ -12,7 +12,8 @@ CancelScope::CancelScope(const std::atomic<bool>* flag) : outer_(current_flag) {
 CancelScope::~CancelScope() { current_flag = outer_; }
 
 void throw_if_cancelled() {
-  if (current_flag && current_flag->load(std::memory_order_relaxed)) fail("ERR_ABORTED", "the job was stopped");
+  if (current_flag && current_flag->load(std::memory_order_relaxed))
+    fail("ERR_ABORTED", "the job was stopped");
 }
 
 }  // namespace danceflux

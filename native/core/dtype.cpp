@@ -39,19 +39,27 @@ void write_at(void* to, std::size_t i, T value) {
 
 double load_float(const void* from, DType dtype, std::size_t i) {
   switch (dtype) {
-    case DType::f32: return read_at<float>(from, i);
-    case DType::bf16: return bf16_to_f32(read_at<std::uint16_t>(from, i));
-    case DType::f16: return f16_to_f32(read_at<std::uint16_t>(from, i));
-    default: return read_at<double>(from, i);
+    case DType::f32:
+      return read_at<float>(from, i);
+    case DType::bf16:
+      return bf16_to_f32(read_at<std::uint16_t>(from, i));
+    case DType::f16:
+      return f16_to_f32(read_at<std::uint16_t>(from, i));
+    default:
+      return read_at<double>(from, i);
   }
 }
 
 void store_float(void* to, DType dtype, std::size_t i, double value) {
   switch (dtype) {
-    case DType::f32: return write_at(to, i, static_cast<float>(value));
-    case DType::bf16: return write_at(to, i, f32_to_bf16(static_cast<float>(value)));
-    case DType::f16: return write_at(to, i, f32_to_f16(static_cast<float>(value)));
-    default: return write_at(to, i, value);
+    case DType::f32:
+      return write_at(to, i, static_cast<float>(value));
+    case DType::bf16:
+      return write_at(to, i, f32_to_bf16(static_cast<float>(value)));
+    case DType::f16:
+      return write_at(to, i, f32_to_f16(static_cast<float>(value)));
+    default:
+      return write_at(to, i, value);
   }
 }
 

@@ -32,8 +32,8 @@ float f16_to_f32(std::uint16_t bits);
 /// Round to nearest even; overflow becomes infinity, as IEEE says.
 std::uint16_t f32_to_f16(float value);
 
-/// Converts `count` elements between float types on the host (bf16/f16/f64 <-> f32 and each other, through f32 or f64).
-/// Integer types convert only to themselves. Throws ERR_DTYPE otherwise.
+/// Converts `count` elements between float types on the host (bf16/f16/f64 <-> f32 and each other, through
+/// f32 or f64). Integer types convert only to themselves. Throws ERR_DTYPE otherwise.
 void convert_elements(void* to, DType to_type, const void* from, DType from_type, std::size_t count);
 
 }  // namespace danceflux

@@ -7,8 +7,9 @@
 
 namespace danceflux {
 
-/// Every refusal of the engine. `code` is stable (ERR_SHAPE, ERR_DTYPE, ERR_FILE, ERR_MEMORY, ERR_DEVICE, ERR_ABORTED,
-/// ERR_PLUGIN ...); `what()` reads "op: expected ..., got ..."; `hint` says what to do, when there is something to do.
+/// Every refusal of the engine. `code` is stable (ERR_SHAPE, ERR_DTYPE, ERR_FILE, ERR_MEMORY, ERR_DEVICE,
+/// ERR_ABORTED, ERR_PLUGIN ...); `what()` reads "op: expected ..., got ..."; `hint` says what to do, when
+/// there is something to do.
 class Error : public std::runtime_error {
  public:
   Error(std::string error_code, const std::string& message, std::string what_to_do = {})

@@ -22,17 +22,19 @@ struct Stream {
                         {static_cast<std::uint32_t>(key.seed), static_cast<std::uint32_t>(key.seed >> 32)})),
         purpose(key.purpose) {}
   Words block(std::uint64_t index) const {
-    return philox4x32({static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32), base[2], base[3]},
-                      {base[0], base[1] ^ purpose});
+    return philox4x32(
+        {static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32), base[2], base[3]},
+        {base[0], base[1] ^ purpose});
   }
   std::uint32_t purpose;
 };
 
-// Natural logarithm for 0 < u <= 1 from +, -, *, / alone, which IEEE fixes to the bit: u = m 2^e with m within a factor sqrt 2 of 1, and
-// ln m = 2 artanh((m - 1) / (m + 1)).
+// Natural logarithm for 0 < u <= 1 from +, -, *, / alone, which IEEE fixes to the bit: u = m 2^e with m
+// within a factor sqrt 2 of 1, and ln m = 2 artanh((m - 1) / (m + 1)).
 double log_unit(double u) {
   int exponent = static_cast<int>((std::bit_cast<std::uint64_t>(u) >> 52) & 0x7ff) - 1023;
-  double mantissa = std::bit_cast<double>((std::bit_cast<std::uint64_t>(u) & 0xfffffffffffffULL) | 0x3ff0000000000000ULL);
+  double mantissa =
+      std::bit_cast<double>((std::bit_cast<std::uint64_t>(u) & 0xfffffffffffffULL) | 0x3ff0000000000000ULL);
   if (mantissa > std::numbers::sqrt2) mantissa *= 0.5, ++exponent;
   const double s = (mantissa - 1) / (mantissa + 1), square = s * s;
   double sum = 0;
@@ -44,7 +46,8 @@ struct SinCos {
   double sin, cos;
 };
 
-// sin and cos of 2 pi turn for 0 <= turn < 1: Taylor series within an eighth of a turn, then quarter turns, exactly.
+// sin and cos of 2 pi turn for 0 <= turn < 1: Taylor series within an eighth of a turn, then quarter turns,
+// exactly.
 SinCos sin_cos_turn(double turn) {
   const double quarters = turn * 4;
   const int nearest = static_cast<int>(quarters + 0.5);
@@ -55,10 +58,14 @@ SinCos sin_cos_turn(double turn) {
   sine = x * (1 - sine);
   cosine = 1 - cosine;
   switch (nearest & 3) {
-    case 1: return {cosine, -sine};
-    case 2: return {-sine, -cosine};
-    case 3: return {-cosine, sine};
-    default: return {sine, cosine};
+    case 1:
+      return {cosine, -sine};
+    case 2:
+      return {-sine, -cosine};
+    case 3:
+      return {-cosine, sine};
+    default:
+      return {sine, cosine};
   }
 }
 
@@ -100,7 +107,8 @@ std::uint64_t keyed_bits(const NoiseKey& key, std::uint64_t index) {
 void keyed_uniform(std::span<float> out, std::uint64_t seed, const std::string& name) {
   std::uint64_t hash = 0xcbf29ce484222325ULL;  // FNV-1a
   for (unsigned char letter : name) hash = (hash ^ letter) * 0x100000001b3ULL;
-  const Stream stream(NoiseKey{seed, static_cast<std::uint32_t>(hash), static_cast<std::uint32_t>(hash >> 32)});
+  const Stream stream(
+      NoiseKey{seed, static_cast<std::uint32_t>(hash), static_cast<std::uint32_t>(hash >> 32)});
   for (std::size_t i = 0; i < out.size(); ++i) {
     const std::uint32_t word = stream.block(i / 4)[i % 4];
     out[i] = static_cast<float>(static_cast<std::int32_t>(word >> 8) - (1 << 23)) * 0x1p-23f;

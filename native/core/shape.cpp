@@ -26,7 +26,8 @@ std::int64_t Shape::numel() const {
   std::int64_t count = 1;
   for (std::int64_t dim : *this) {
     require(dim >= 0, "ERR_SHAPE", "shape: expected dimensions of 0 or more, got ", *this);
-    require(dim == 0 || count <= (std::int64_t{1} << 62) / dim, "ERR_SHAPE", "shape: ", *this, " is too large");
+    require(dim == 0 || count <= (std::int64_t{1} << 62) / dim, "ERR_SHAPE", "shape: ", *this,
+            " is too large");
     count *= dim;
   }
   return count;
@@ -59,7 +60,8 @@ Shape broadcast_shapes(const char* op, const Shape& a, const Shape& b) {
     const int from_end = i - rank;
     const std::int64_t left = -from_end <= a.rank() ? a[from_end] : 1;
     const std::int64_t right = -from_end <= b.rank() ? b[from_end] : 1;
-    require(left == right || left == 1 || right == 1, "ERR_SHAPE", op, ": expected shapes that broadcast, got ", a, " and ", b);
+    require(left == right || left == 1 || right == 1, "ERR_SHAPE", op,
+            ": expected shapes that broadcast, got ", a, " and ", b);
     result.push_back(left == 1 ? right : left);
   }
   return result;

@@ -30,8 +30,8 @@ Shape with_inferred_dim(const Shape& shape, std::int64_t numel) {
   return full;
 }
 
-// Walks old and new dimensions together: a run of new dimensions may only be cut from a run of old ones that lie in memory
-// as one. Empty when they do not.
+// Walks old and new dimensions together: a run of new dimensions may only be cut from a run of old ones that
+// lie in memory as one. Empty when they do not.
 std::optional<Shape> strides_for_view(const Shape& old_shape, const Shape& old_strides, const Shape& shape) {
   if (old_shape.numel() == 0) return contiguous_strides(shape);
   Shape strides = shape;
@@ -64,9 +64,15 @@ std::optional<Shape> strides_for_view(const Shape& old_shape, const Shape& old_s
 Tensor::Tensor(std::shared_ptr<Storage> storage, DType dtype, const Shape& shape)
     : Tensor(std::move(storage), dtype, shape, contiguous_strides(shape), 0) {}
 
-Tensor::Tensor(std::shared_ptr<Storage> storage, DType dtype, const Shape& shape, const Shape& strides, std::int64_t offset)
-    : storage_(std::move(storage)), shape_(shape), strides_(strides), offset_(offset), numel_(shape.numel()),
-      id_(next_id()), dtype_(dtype) {}
+Tensor::Tensor(std::shared_ptr<Storage> storage, DType dtype, const Shape& shape, const Shape& strides,
+               std::int64_t offset)
+    : storage_(std::move(storage)),
+      shape_(shape),
+      strides_(strides),
+      offset_(offset),
+      numel_(shape.numel()),
+      id_(next_id()),
+      dtype_(dtype) {}
 
 bool Tensor::is_contiguous() const {
   std::int64_t step = 1;
@@ -89,10 +95,11 @@ bool Tensor::can_view(const Shape& shape) const {
 
 Tensor Tensor::view(const Shape& shape) const {
   const Shape full = with_inferred_dim(shape, numel_);
-  require(full.numel() == numel_, "ERR_SHAPE", "view: expected ", numel_, " elements of ", shape_, ", got ", shape);
+  require(full.numel() == numel_, "ERR_SHAPE", "view: expected ", numel_, " elements of ", shape_, ", got ",
+          shape);
   const auto strides = strides_for_view(shape_, strides_, full);
-  require(strides.has_value(), "ERR_SHAPE", "view: the strides ", strides_, " of ", shape_, " do not allow ", full,
-          " without a copy");
+  require(strides.has_value(), "ERR_SHAPE", "view: the strides ", strides_, " of ", shape_, " do not allow ",
+          full, " without a copy");
   return Tensor(storage_, dtype_, full, *strides, offset_);
 }
 
@@ -120,8 +127,8 @@ Tensor Tensor::transpose(int axis_a, int axis_b) const {
 
 Tensor Tensor::narrow(int axis, std::int64_t start, std::int64_t length) const {
   const int at = shape_.index(axis);
-  require(start >= 0 && length >= 0 && start <= shape_[at] - length, "ERR_SHAPE", "narrow: expected a range within axis ",
-          at, " of ", shape_, ", got ", start, " + ", length);
+  require(start >= 0 && length >= 0 && start <= shape_[at] - length, "ERR_SHAPE",
+          "narrow: expected a range within axis ", at, " of ", shape_, ", got ", start, " + ", length);
   Shape shape = shape_;
   shape[at] = length;
   return Tensor(storage_, dtype_, shape, strides_, offset_ + start * strides_[at]);
@@ -132,8 +139,8 @@ Tensor Tensor::expand(const Shape& shape) const {
   Shape strides = shape;
   for (int i = 1; i <= shape.rank(); ++i) {
     const std::int64_t from = i <= rank() ? shape_[-i] : 1;
-    require(from == shape[-i] || from == 1, "ERR_SHAPE", "expand: expected a shape that ", shape_, " broadcasts to, got ",
-            shape);
+    require(from == shape[-i] || from == 1, "ERR_SHAPE", "expand: expected a shape that ", shape_,
+            " broadcasts to, got ", shape);
     strides[-i] = i <= rank() && from == shape[-i] ? strides_[-i] : 0;
   }
   return Tensor(storage_, dtype_, shape, strides, offset_);

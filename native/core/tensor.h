@@ -16,7 +16,8 @@ class Device {
   virtual void release(void* address, std::size_t bytes) noexcept = 0;
 };
 
-/// A piece of device memory with one owner. The address is opaque: only the device's own backend dereferences it.
+/// A piece of device memory with one owner. The address is opaque: only the device's own backend dereferences
+/// it.
 class Storage {
  public:
   Storage(std::shared_ptr<Device> device, void* address, std::size_t bytes)
@@ -36,14 +37,15 @@ class Storage {
   std::size_t bytes_;
 };
 
-/// A handle: copying it shares the storage and keeps the identity. Views (narrow, permute, ...) share the storage and have
-/// an identity of their own; the tape tells tensors apart by it. The view functions here only move numbers about; their
-/// recorded twins, which have gradients, live in ops/shape.
+/// A handle: copying it shares the storage and keeps the identity. Views (narrow, permute, ...) share the
+/// storage and have an identity of their own; the tape tells tensors apart by it. The view functions here
+/// only move numbers about; their recorded twins, which have gradients, live in ops/shape.
 class Tensor {
  public:
   Tensor() = default;
   Tensor(std::shared_ptr<Storage> storage, DType dtype, const Shape& shape);
-  Tensor(std::shared_ptr<Storage> storage, DType dtype, const Shape& shape, const Shape& strides, std::int64_t offset);
+  Tensor(std::shared_ptr<Storage> storage, DType dtype, const Shape& shape, const Shape& strides,
+         std::int64_t offset);
 
   bool defined() const { return storage_ != nullptr; }
   explicit operator bool() const { return defined(); }
@@ -66,8 +68,8 @@ class Tensor {
     return static_cast<T*>(address());
   }
 
-  /// Same elements in row-major order under another shape; one dimension may be -1. The strides must allow it without a copy
-  /// (can_view); throws ERR_SHAPE otherwise.
+  /// Same elements in row-major order under another shape; one dimension may be -1. The strides must allow it
+  /// without a copy (can_view); throws ERR_SHAPE otherwise.
   Tensor view(const Shape& shape) const;
   bool can_view(const Shape& shape) const;
   Tensor permute(const Shape& order) const;

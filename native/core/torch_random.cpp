@@ -13,13 +13,16 @@ namespace {
 constexpr std::size_t kGroup = 16, kHalf = 8, kMiddle = 397;
 
 float uniform24(std::uint32_t word) { return static_cast<float>(word & 0xffffffu) * 0x1p-24f; }
-double uniform53(std::uint64_t word) { return static_cast<double>(word & ((std::uint64_t{1} << 53) - 1)) * 0x1p-53; }
+double uniform53(std::uint64_t word) {
+  return static_cast<double>(word & ((std::uint64_t{1} << 53) - 1)) * 0x1p-53;
+}
 
-// The vectorised logarithm and sine that PyTorch's AVX2 kernel uses are the cephes polynomials in f32; its compiler contracts them into
-// fused multiply-adds, spelled out here, because every bit counts.
+// The vectorised logarithm and sine that PyTorch's AVX2 kernel uses are the cephes polynomials in f32; its
+// compiler contracts them into fused multiply-adds, spelled out here, because every bit counts.
 float cephes_log(float x) {
-  constexpr float p[] = {7.0376836292e-2f,  -1.1514610310e-1f, 1.1676998740e-1f,  -1.2420140846e-1f, 1.4249322787e-1f,
-                         -1.6668057665e-1f, 2.0000714765e-1f,  -2.4999993993e-1f, 3.3333331174e-1f};
+  constexpr float p[] = {7.0376836292e-2f,  -1.1514610310e-1f, 1.1676998740e-1f,
+                         -1.2420140846e-1f, 1.4249322787e-1f,  -1.6668057665e-1f,
+                         2.0000714765e-1f,  -2.4999993993e-1f, 3.3333331174e-1f};
   const auto bits = std::bit_cast<std::uint32_t>(x);
   float e = static_cast<float>(static_cast<int>(bits >> 23) - 126);
   const float m = std::bit_cast<float>((bits & 0x007fffffu) | 0x3f000000u);

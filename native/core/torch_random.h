@@ -12,7 +12,8 @@ namespace danceflux {
 class TorchGenerator {
  public:
   explicit TorchGenerator(std::uint64_t seed);
-  /// torch.randn(out.size()): below 16 elements serial double precision with a cached second value, from 16 on in groups.
+  /// torch.randn(out.size()): below 16 elements serial double precision with a cached second value, from 16
+  /// on in groups.
   void randn(std::span<float> out);
   void randn(std::span<double> out);
   /// torch.randperm(n), n < 2^31.

@@ -10,15 +10,17 @@ namespace danceflux::train {
 namespace {
 
 // A tensor that all rows share stays [1, ...], so that what depends on it alone is computed once.
-Tensor rows_of_prompts(const std::vector<Tensor>& per_prompt, const std::vector<std::int64_t>& prompts, const char* what) {
+Tensor rows_of_prompts(const std::vector<Tensor>& per_prompt, const std::vector<std::int64_t>& prompts,
+                       const char* what) {
   std::vector<Tensor> rows;
   for (std::int64_t prompt : prompts) {
-    require(prompt >= 0 && prompt < static_cast<std::int64_t>(per_prompt.size()), "ERR_SHAPE", what, ": expected a prompt below ",
-            per_prompt.size(), ", got ", prompt);
+    require(prompt >= 0 && prompt < static_cast<std::int64_t>(per_prompt.size()), "ERR_SHAPE", what,
+            ": expected a prompt below ", per_prompt.size(), ", got ", prompt);
     rows.push_back(per_prompt[static_cast<std::size_t>(prompt)]);
   }
   require(!rows.empty(), "ERR_SHAPE", what, ": expected at least one row");
-  const bool shared = std::all_of(prompts.begin(), prompts.end(), [&](std::int64_t p) { return p == prompts.front(); });
+  const bool shared =
+      std::all_of(prompts.begin(), prompts.end(), [&](std::int64_t p) { return p == prompts.front(); });
   return shared ? rows.front() : ops::concat(rows, 0);
 }
 
@@ -39,12 +41,13 @@ Tensor as_f32(const Tensor& x) { return x.dtype() == DType::f32 ? x : ops::cast(
 
 Tensor noise_tensor(const StepNoise& noise, const Tensor& like) {
   if (const auto* tensor = std::get_if<Tensor>(&noise)) {
-    require(tensor->shape() == like.shape(), "ERR_SHAPE", "noise: expected ", like.shape(), ", got ", tensor->shape());
+    require(tensor->shape() == like.shape(), "ERR_SHAPE", "noise: expected ", like.shape(), ", got ",
+            tensor->shape());
     return *tensor;
   }
   const auto* keys = std::get_if<std::vector<NoiseKey>>(&noise);
-  require(keys && static_cast<std::int64_t>(keys->size()) == like.dim(0), "ERR_SHAPE", "noise: expected ", like.dim(0),
-          " keys, got ", keys ? keys->size() : 0);
+  require(keys && static_cast<std::int64_t>(keys->size()) == like.dim(0), "ERR_SHAPE", "noise: expected ",
+          like.dim(0), " keys, got ", keys ? keys->size() : 0);
   return keyed_noise(backend_of(like), *keys, {like.dim(1), like.dim(2)});
 }
 
@@ -59,7 +62,8 @@ Tensor gather(std::span<const RowOf> picked) {
            picked[last].row == picked[last - 1].row + 1) {
       ++last;
     }
-    rows.push_back(ops::narrow(picked[first].tensor, 0, picked[first].row, static_cast<std::int64_t>(last - first)));
+    rows.push_back(
+        ops::narrow(picked[first].tensor, 0, picked[first].row, static_cast<std::int64_t>(last - first)));
     first = last;
   }
   return rows.size() == 1 ? rows.front() : ops::concat(rows, 0);
@@ -69,8 +73,9 @@ Tensor keyed_noise(Backend& device, std::span<const NoiseKey> keys, const Shape&
   Shape shape{static_cast<std::int64_t>(keys.size())};
   for (std::int64_t dim : dims) shape.push_back(dim);
   const auto per_key = static_cast<std::size_t>(dims.numel());
-  std::vector<float> host(keys.size() * per_key);
-  for (std::size_t i = 0; i < keys.size(); ++i) keyed_normal(keys[i], std::span(host).subspan(i * per_key, per_key));
+  std::vector<float> host(static_cast<std::size_t>(shape.numel()));
+  for (std::size_t i = 0; i < keys.size(); ++i)
+    keyed_normal(keys[i], std::span(host).subspan(i * per_key, per_key));
   return ops::from_host(device, shape, host);
 }
 
@@ -107,8 +112,8 @@ PolicyReport policy_step(models::FluxTransformer& model, const PolicyInputs& inp
   return {ops::to_host(loss.ratio), ops::to_host(log_prob), ops::to_host(loss.loss)};
 }
 
-VelocityGradient velocity_gradient(models::FluxTransformer& model, const PolicyInputs& inputs, const Tensor& d_velocity,
-                                   int recompute_blocks) {
+VelocityGradient velocity_gradient(models::FluxTransformer& model, const PolicyInputs& inputs,
+                                   const Tensor& d_velocity, int recompute_blocks) {
   const models::FluxInputs batch = model_inputs(inputs);
   Tape tape;
   model.watch(tape);

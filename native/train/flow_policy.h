@@ -1,5 +1,6 @@
-// A FLUX transformer as a policy: one sampling step of a rollout, and the gradient of one step of the update. Both run the same forward
-// and the same log probability, recording off or on, so that the first ratio is exactly one.
+// A FLUX transformer as a policy: one sampling step of a rollout, and the gradient of one step of the update.
+// Both run the same forward and the same log probability, recording off or on, so that the first ratio is
+// exactly one.
 //
 // Legend: B batch rows, L image tokens, C packed channels.
 #pragma once
@@ -68,11 +69,12 @@ SampleReport sample_step(models::FluxTransformer& model, const PolicyInputs& inp
 PolicyReport policy_step(models::FluxTransformer& model, const PolicyInputs& inputs, const StepPlan& plan,
                          std::span<const RowOf> next, const PolicyTerms& terms, int recompute_blocks);
 
-/// velocity and the gradients of sum(velocity * d_velocity) for latents and text; those of the parameters are added to theirs.
+/// velocity and the gradients of sum(velocity * d_velocity) for latents and text; those of the parameters are
+/// added to theirs.
 struct VelocityGradient {
   Tensor velocity, d_latents, d_text;
 };
-VelocityGradient velocity_gradient(models::FluxTransformer& model, const PolicyInputs& inputs, const Tensor& d_velocity,
-                                   int recompute_blocks);
+VelocityGradient velocity_gradient(models::FluxTransformer& model, const PolicyInputs& inputs,
+                                   const Tensor& d_velocity, int recompute_blocks);
 
 }  // namespace danceflux::train

@@ -11,9 +11,9 @@ namespace danceflux::train {
 namespace {
 
 constexpr std::array<std::pair<const char*, StepKind>, 4> kKinds{{{"dance-sde", StepKind::dance_sde},
-                                                                   {"flow-sde", StepKind::flow_sde},
-                                                                   {"cps", StepKind::cps},
-                                                                   {"ode", StepKind::ode}}};
+                                                                  {"flow-sde", StepKind::flow_sde},
+                                                                  {"cps", StepKind::cps},
+                                                                  {"ode", StepKind::ode}}};
 
 // The density of a normal with this standard deviation, as weight and constant of the mean squared distance.
 void set_gaussian_density(StepCoefficients& row, double std) {
@@ -58,24 +58,27 @@ StepCoefficients step_coefficients(StepKind kind, float sigma, float next_sigma,
           "step: expected eta above 0 (cps: at most 1), got ", eta);
   const double level = sigma, next = next_sigma, d = next - level;
   switch (kind) {
-    case StepKind::dance_sde: return sde_coefficients(level, d, eta);
+    case StepKind::dance_sde:
+      return sde_coefficients(level, d, eta);
     case StepKind::flow_sde: {
       const double clean = 1 - (level == 1 ? next : level);
       return sde_coefficients(level, d, eta * std::sqrt(level / clean));
     }
-    case StepKind::cps: return cps_coefficients(level, next, eta);
-    case StepKind::ode: break;
+    case StepKind::cps:
+      return cps_coefficients(level, next, eta);
+    case StepKind::ode:
+      break;
   }
   StepCoefficients row;
   row.cv = static_cast<float>(d);
   return row;
 }
 
-FlowStep::FlowStep(Backend& device, StepKind kind, std::span<const float> sigmas, std::span<const float> next_sigmas,
-                   float eta)
+FlowStep::FlowStep(Backend& device, StepKind kind, std::span<const float> sigmas,
+                   std::span<const float> next_sigmas, float eta)
     : random_(kind != StepKind::ode) {
-  require(sigmas.size() == next_sigmas.size(), "ERR_SHAPE", "step: expected ", sigmas.size(), " next levels, got ",
-          next_sigmas.size());
+  require(sigmas.size() == next_sigmas.size(), "ERR_SHAPE", "step: expected ", sigmas.size(),
+          " next levels, got ", next_sigmas.size());
   std::vector<StepCoefficients> rows;
   for (std::size_t i = 0; i < sigmas.size(); ++i) {
     rows.push_back(step_coefficients(kind, sigmas[i], next_sigmas[i], eta));
@@ -88,15 +91,20 @@ FlowStep::FlowStep(Backend& device, StepKind kind, std::span<const float> sigmas
   sigma_ = ops::from_host(device, {static_cast<std::int64_t>(sigmas.size()), 1, 1}, sigmas);
 }
 
-Tensor FlowStep::column(Backend& device, std::span<const StepCoefficients> rows, float StepCoefficients::* field) const {
+Tensor FlowStep::column(Backend& device, std::span<const StepCoefficients> rows,
+                        float StepCoefficients::*field) const {
   std::vector<float> values;
   for (const StepCoefficients& row : rows) values.push_back(row.*field);
   return ops::from_host(device, {static_cast<std::int64_t>(rows.size()), 1, 1}, values);
 }
 
-Tensor FlowStep::mean(const Tensor& x, const Tensor& v) const { return ops::add(ops::mul(x, cx_), ops::mul(v, cv_)); }
+Tensor FlowStep::mean(const Tensor& x, const Tensor& v) const {
+  return ops::add(ops::mul(x, cx_), ops::mul(v, cv_));
+}
 
-Tensor FlowStep::next(const Tensor& mean, const Tensor& noise) const { return ops::add(mean, ops::mul(noise, std_)); }
+Tensor FlowStep::next(const Tensor& mean, const Tensor& noise) const {
+  return ops::add(mean, ops::mul(noise, std_));
+}
 
 Tensor FlowStep::denoised(const Tensor& x, const Tensor& v) const { return ops::sub(x, ops::mul(v, sigma_)); }
 

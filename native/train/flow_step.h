@@ -1,8 +1,9 @@
 // One step along the flow, as a distribution: where the next latent lies, and how likely a given one is.
 //
-// Legend: x [B, L, C] latent at noise level sigma, v [B, L, C] velocity (noise - data), sigma' the next level, D = sigma - sigma' > 0.
-// Every kind has a mean that is linear in x and v, mean = cx x + cv v, so one code path serves all of them, in the rollout and in the
-// update alike: that is what makes the first policy ratio exactly one.
+// Legend: x [B, L, C] latent at noise level sigma, v [B, L, C] velocity (noise - data), sigma' the next
+// level, D = sigma - sigma' > 0. Every kind has a mean that is linear in x and v, mean = cx x + cv v, so one
+// code path serves all of them, in the rollout and in the update alike: that is what makes the first policy
+// ratio exactly one.
 #pragma once
 #include <span>
 #include <vector>
@@ -27,16 +28,18 @@ struct StepCoefficients {
   float weight = 0, constant = 0;
 };
 
-/// Computed in double from the f32 levels. Throws ERR_OPTION unless 1 >= sigma > sigma' >= 0 and eta fits the kind.
-/// dance_sde and flow_sde: mean = x (1 + s^2 d / (2 sigma)) + v d (1 + s^2 (1 - sigma) / (2 sigma)) with d = -D and s = std / sqrt(D);
-/// flow_sde replaces 1 - sigma by 1 - sigma' under the root where sigma is 1. cps: mean = (1 - sigma') x0 + sqrt(sigma'^2 - std^2) x1
-/// with x0 = x - sigma v and x1 = x + (1 - sigma) v; its density drops the normalisation (weight 1, constant 0).
+/// Computed in double from the f32 levels. Throws ERR_OPTION unless 1 >= sigma > sigma' >= 0 and eta fits the
+/// kind. dance_sde and flow_sde: mean = x (1 + s^2 d / (2 sigma)) + v d (1 + s^2 (1 - sigma) / (2 sigma))
+/// with d = -D and s = std / sqrt(D); flow_sde replaces 1 - sigma by 1 - sigma' under the root where sigma
+/// is 1. cps: mean = (1 - sigma') x0 + sqrt(sigma'^2 - std^2) x1 with x0 = x - sigma v and x1 = x + (1 -
+/// sigma) v; its density drops the normalisation (weight 1, constant 0).
 StepCoefficients step_coefficients(StepKind kind, float sigma, float next_sigma, float eta);
 
 /// The steps of a batch, on the device.
 class FlowStep {
  public:
-  FlowStep(Backend& device, StepKind kind, std::span<const float> sigmas, std::span<const float> next_sigmas, float eta);
+  FlowStep(Backend& device, StepKind kind, std::span<const float> sigmas, std::span<const float> next_sigmas,
+           float eta);
   /// Mean of the next latent.
   Tensor mean(const Tensor& x, const Tensor& v) const;
   /// mean + std * noise
@@ -48,7 +51,8 @@ class FlowStep {
   bool random() const { return random_; }
 
  private:
-  Tensor column(Backend& device, std::span<const StepCoefficients> rows, float StepCoefficients::* field) const;
+  Tensor column(Backend& device, std::span<const StepCoefficients> rows,
+                float StepCoefficients::*field) const;
   Tensor cx_, cv_, std_, sigma_, weight_, constant_;
   bool random_;
 };

@@ -25,18 +25,20 @@ Tensor f32_copy(const Tensor& x) {
 
 std::int64_t stored_steps(const io::TensorFile& file) {
   const auto entry = file.metadata().find(kStepsKey);
-  require(entry != file.metadata().end(), "ERR_CHECKPOINT", file.path(), ": expected optimizer state, got another file");
+  require(entry != file.metadata().end(), "ERR_CHECKPOINT", file.path(),
+          ": expected optimizer state, got another file");
   const std::string& text = entry->second;
   std::int64_t steps = -1;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), steps);
-  require(error == std::errc{} && end == text.data() + text.size() && steps >= 0, "ERR_CHECKPOINT", file.path(),
-          ": expected a step count, got \"", text, "\"");
+  require(error == std::errc{} && end == text.data() + text.size() && steps >= 0, "ERR_CHECKPOINT",
+          file.path(), ": expected a step count, got \"", text, "\"");
   return steps;
 }
 
 }  // namespace
 
-Optimizer::Optimizer(std::vector<TrainedParameter> parameters, const OptimizerOptions& options) : options_(options) {
+Optimizer::Optimizer(std::vector<TrainedParameter> parameters, const OptimizerOptions& options)
+    : options_(options) {
   for (TrainedParameter& parameter : parameters) {
     require(parameter.gradient.defined(), "ERR_OPTION", "optimizer: ", parameter.name, " has no gradient");
     Entry entry{parameter, {}, zeros_like(parameter.gradient), zeros_like(parameter.gradient), {}};
@@ -47,16 +49,18 @@ Optimizer::Optimizer(std::vector<TrainedParameter> parameters, const OptimizerOp
 }
 
 StepReport Optimizer::step(float learning_rate, float clip_norm) {
-  require(!swapped_, "ERR_OPTION", "optimizer: the running average is in the weights' place; swap it back first");
+  require(!swapped_, "ERR_OPTION",
+          "optimizer: the running average is in the weights' place; swap it back first");
   std::vector<Tensor> gradients;
   for (const Entry& entry : entries_) gradients.push_back(entry.parameter.gradient);
   StepReport report;
   report.gradient_norm = std::sqrt(ops::sum_of_squares(gradients));
   report.skipped = !std::isfinite(report.gradient_norm);
   if (!report.skipped) {
-    const double scale = clip_norm > 0 ? std::min(1.0, clip_norm / (report.gradient_norm + kClipEpsilon)) : 1.0;
-    AdamWArgs args{learning_rate, options_.beta1, options_.beta2, options_.eps, options_.weight_decay, ++steps_,
-                   static_cast<float>(scale)};
+    const double scale =
+        clip_norm > 0 ? std::min(1.0, clip_norm / (report.gradient_norm + kClipEpsilon)) : 1.0;
+    AdamWArgs args{learning_rate,         options_.beta1, options_.beta2,           options_.eps,
+                   options_.weight_decay, ++steps_,       static_cast<float>(scale)};
     for (const Entry& entry : entries_) {
       ops::adamw_(entry.parameter.value, entry.master, entry.m, entry.v, entry.parameter.gradient, args);
       if (entry.average) ops::lerp_(entry.average, entry.master, options_.ema_decay);
@@ -92,12 +96,12 @@ void Optimizer::for_each_state(const std::function<void(const std::string&, cons
 }
 
 void Optimizer::save(const std::string& path) const {
-  require(!swapped_, "ERR_OPTION", "optimizer: the running average is in the weights' place; swap it back before saving");
+  require(!swapped_, "ERR_OPTION",
+          "optimizer: the running average is in the weights' place; swap it back before saving");
   std::vector<io::TensorToWrite> tensors;
   for_each_state([&](const std::string& name, const Tensor& state) {
-    tensors.push_back({name, DType::f32, state.shape(), [state](std::byte* to) {
-                         backend_of(state).download(to, state);
-                       }});
+    tensors.push_back(
+        {name, DType::f32, state.shape(), [state](std::byte* to) { backend_of(state).download(to, state); }});
   });
   io::write_safetensors(path, std::move(tensors), {{kStepsKey, std::to_string(steps_)}});
 }
@@ -113,12 +117,12 @@ void Optimizer::load(const std::string& path) {
     const auto found = stored.find(name);
     require(found != stored.end(), "ERR_CHECKPOINT", path, ": expected ", name,
             ", got none: it was written with other trainable parameters or options");
-    require(found->second->shape == state.shape(), "ERR_CHECKPOINT", path, ": ", name, ": expected shape ", state.shape(),
-            ", got ", found->second->shape);
+    require(found->second->shape == state.shape(), "ERR_CHECKPOINT", path, ": ", name, ": expected shape ",
+            state.shape(), ", got ", found->second->shape);
     ++wanted;
   });
-  require(wanted == stored.size(), "ERR_CHECKPOINT", path, ": expected ", wanted, " tensors, got ", stored.size(),
-          ": it was written with other trainable parameters or options");
+  require(wanted == stored.size(), "ERR_CHECKPOINT", path, ": expected ", wanted, " tensors, got ",
+          stored.size(), ": it was written with other trainable parameters or options");
   for_each_state([&](const std::string& name, const Tensor& state) {
     std::vector<float> host(static_cast<std::size_t>(state.numel()));
     io::read_rows(*stored.at(name), 0, -1, false, DType::f32, host.data());

@@ -1,4 +1,5 @@
-// AdamW over the trainable parameters of a model, with f32 masters, global-norm clipping and a running average of the weights.
+// AdamW over the trainable parameters of a model, with f32 masters, global-norm clipping and a running
+// average of the weights.
 #pragma once
 #include <functional>
 #include <string>
@@ -13,7 +14,8 @@ struct OptimizerOptions {
   float ema_decay = 0;  // 0: no running average
 };
 
-/// What the optimizer moves: views of a model's stored value (any float dtype) and f32 gradient, both contiguous.
+/// What the optimizer moves: views of a model's stored value (any float dtype) and f32 gradient, both
+/// contiguous.
 struct TrainedParameter {
   std::string name;
   Tensor value;
@@ -36,7 +38,8 @@ class Optimizer {
   void swap_average();
   bool average_swapped() const { return swapped_; }
 
-  /// Masters, moments, averages and counters as one safetensors file; load() puts the weights back too, bit for bit.
+  /// Masters, moments, averages and counters as one safetensors file; load() puts the weights back too, bit
+  /// for bit.
   void save(const std::string& path) const;
   /// Throws ERR_CHECKPOINT when the file's parameters are not this optimizer's.
   void load(const std::string& path);

@@ -7,13 +7,14 @@
 
 namespace danceflux::train {
 
-PolicyLoss policy_loss(const Tensor& log_prob, std::span<const float> old_log_prob, std::span<const float> advantages,
-                       float clip_range) {
+PolicyLoss policy_loss(const Tensor& log_prob, std::span<const float> old_log_prob,
+                       std::span<const float> advantages, float clip_range) {
   const std::size_t rows = static_cast<std::size_t>(log_prob.numel());
-  require(old_log_prob.size() == rows && advantages.size() == rows, "ERR_SHAPE", "policy_loss: expected ", rows,
-          " old log probabilities and advantages, got ", old_log_prob.size(), " and ", advantages.size());
-  // max(-A r, -A clip(r)) = -A min(r, 1 + c) for A > 0 and -A max(r, 1 - c) for A < 0. Written so, the two sides never tie at r = 1,
-  // where both would claim the gradient.
+  require(old_log_prob.size() == rows && advantages.size() == rows, "ERR_SHAPE", "policy_loss: expected ",
+          rows, " old log probabilities and advantages, got ", old_log_prob.size(), " and ",
+          advantages.size());
+  // max(-A r, -A clip(r)) = -A min(r, 1 + c) for A > 0 and -A max(r, 1 - c) for A < 0. Written so, the two
+  // sides never tie at r = 1, where both would claim the gradient.
   constexpr float kFar = std::numeric_limits<float>::max();
   std::vector<float> negated, low, high;
   for (float advantage : advantages) {

@@ -11,9 +11,10 @@ struct PolicyLoss {
   Tensor loss;   // [B] max(-A ratio, -A clip(ratio, 1 - c, 1 + c))
 };
 
-/// log_prob [B] (recorded), old_log_prob and advantages [B] on the host. Backward from `loss` gives -A ratio to log_prob where the
-/// unclipped term counts and 0 where the clipped one does; at ratio 1 the unclipped one counts.
-PolicyLoss policy_loss(const Tensor& log_prob, std::span<const float> old_log_prob, std::span<const float> advantages,
-                       float clip_range);
+/// log_prob [B] (recorded), old_log_prob and advantages [B] on the host. Backward from `loss` gives -A ratio
+/// to log_prob where the unclipped term counts and 0 where the clipped one does; at ratio 1 the unclipped one
+/// counts.
+PolicyLoss policy_loss(const Tensor& log_prob, std::span<const float> old_log_prob,
+                       std::span<const float> advantages, float clip_range);
 
 }  // namespace danceflux::train
