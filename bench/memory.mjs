@@ -11,7 +11,13 @@ export async function run({ report, threads }) {
     good &&= checked;
     for (const pass of ["forward", "backward"]) {
       const name = `memory/${pass === "forward" ? "forward" : "forward+backward"} ${dtype}`;
-      report({ name, ours: side[`${pass}Peak`] / GIB, theirs: theirs[`${pass}Peak`] / GIB, unit: "GiB", checked });
+      report({
+        name,
+        ours: side[`${pass}Peak`] / GIB,
+        theirs: theirs[`${pass}Peak`] / GIB,
+        unit: "GiB",
+        checked,
+      });
     }
   }
   return good;

@@ -33,7 +33,9 @@ function report({ name, ours, theirs = null, unit, checked, note }) {
   }
   const number = (value) => (value === null ? "-" : value.toPrecision(4)).padStart(10);
   const factor = ratio === null ? "" : ` x${ratio.toFixed(2)}`;
-  console.log(`${name.padEnd(34)}${number(ours)}${number(theirs)} ${unit}${factor}${checked ? "" : "  NOT CHECKED"}${note ? `  ${note}` : ""}`);
+  console.log(
+    `${name.padEnd(34)}${number(ours)}${number(theirs)} ${unit}${factor}${checked ? "" : "  NOT CHECKED"}${note ? `  ${note}` : ""}`,
+  );
 }
 
 const { run } = await import(`./${name}.mjs`);

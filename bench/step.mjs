@@ -3,10 +3,10 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { openDevice } from "../dist/device.js";
-import { networkGuidance, networkTimestep } from "../dist/sample/schedule.js";
 import { loadClipFolder } from "../dist/models/clip.js";
 import { loadPipeline } from "../dist/models/pipeline.js";
 import { sampleBatch, samplePlan } from "../dist/sample/sampler.js";
+import { networkGuidance, networkTimestep } from "../dist/sample/schedule.js";
 import { ClipTokenizer } from "../dist/text/index.js";
 import { alternate, formula, relativeError, seconds, startPeer } from "./peer.mjs";
 
@@ -37,16 +37,50 @@ export async function openOurs(threads) {
   const tokenizer = await ClipTokenizer.load(join(model, "reward"));
   const prompt = readFileSync(join(model, "prompts-heldout.txt"), "utf8").split("\n")[0];
   const [embedding] = await pipeline.encodePrompts([prompt]);
-  const trainable = pipeline.transformer.parameters().map((entry) => entry.name).filter((name) => TRAINABLE.test(name));
+  const trainable = pipeline.transformer
+    .parameters()
+    .map((entry) => entry.name)
+    .filter((name) => TRAINABLE.test(name));
   await pipeline.transformer.setTrainable(trainable).promise;
-  const optimizer = device.handle.createOptimizer(pipeline.transformer, { beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 1e-4, emaDecay: 0 });
-  const plan = samplePlan(pipeline, { width: SIZE, height: SIZE, steps: STEPS, shift: 3, kind: "dance-sde", eta: ETA, guidance: 3.5, integerTimesteps: true });
+  const optimizer = device.handle.createOptimizer(pipeline.transformer, {
+    beta1: 0.9,
+    beta2: 0.999,
+    eps: 1e-8,
+    weightDecay: 1e-4,
+    emaDecay: 0,
+  });
+  const plan = samplePlan(pipeline, {
+    width: SIZE,
+    height: SIZE,
+    steps: STEPS,
+    shift: 3,
+    kind: "dance-sde",
+    eta: ETA,
+    guidance: 3.5,
+    integerTimesteps: true,
+  });
   const shape = [BATCH, plan.grid.rows * plan.grid.columns, pipeline.config.inChannels];
   const count = shape.reduce((product, dim) => product * dim, 1);
-  const host = { noise: formula(count, 1, 1.7), target: formula(count, 2, 1.7), advantages: formula(BATCH, 3, 1) };
+  const host = {
+    noise: formula(count, 1, 1.7),
+    target: formula(count, 2, 1.7),
+    advantages: formula(BATCH, 3, 1),
+  };
   const noise = await device.handle.upload(host.noise, shape).promise;
   const target = await device.handle.upload(host.target, shape).promise;
-  return { device, pipeline, clip, ids: tokenizer.encode(prompt), embedding, trainable, optimizer, plan, host, noise, target };
+  return {
+    device,
+    pipeline,
+    clip,
+    ids: tokenizer.encode(prompt),
+    embedding,
+    trainable,
+    optimizer,
+    plan,
+    host,
+    noise,
+    target,
+  };
 }
 
 const inputsOf = (ours, latents) => ({
@@ -78,7 +112,10 @@ async function euler(ours) {
 }
 
 async function rollout(ours) {
-  const row = { embedding: ours.embedding, stepNoise: (step) => ({ seed: 1n, iteration: 0, prompt: 0, sample: 0, timestep: step, purpose: 1 }) };
+  const row = {
+    embedding: ours.embedding,
+    stepNoise: (step) => ({ seed: 1n, iteration: 0, prompt: 0, sample: 0, timestep: step, purpose: 1 }),
+  };
   for (let batch = 0; batch < BATCHES; batch++) {
     const rows = Array.from({ length: BATCH }, (_, sample) => ({
       ...row,
@@ -114,7 +151,11 @@ async function learn(ours, microbatches) {
     lossDivisor: BATCH * microbatches,
     recomputeBlocks: 0,
   };
-  const probe = await ours.pipeline.transformer.policyStep({ ...step, oldLogProbs: fill(0), advantages: fill(0) }).promise;
+  const probe = await ours.pipeline.transformer.policyStep({
+    ...step,
+    oldLogProbs: fill(0),
+    advantages: fill(0),
+  }).promise;
   for (let i = 0; i < microbatches; i++) {
     await ours.pipeline.transformer.policyStep({ ...step, oldLogProbs: [...probe.logProbs] }).promise;
   }
@@ -123,13 +164,23 @@ async function learn(ours, microbatches) {
 
 async function check(ours, peer) {
   const sigmas = [...ours.plan.sigmas];
-  const timesteps = sigmas.slice(0, -1).map((sigma) => networkTimestep(sigma, { integer: true, bf16: false }));
+  const timesteps = sigmas
+    .slice(0, -1)
+    .map((sigma) => networkTimestep(sigma, { integer: true, bf16: false }));
   const shared = { sigmas, timesteps, eta: ETA };
-  await peer.ask({ do: "setup", grid: [ours.plan.grid.rows, ours.plan.grid.columns], text_length: ours.embedding.text.shape[1], trainable: ours.trainable }, {
-    ...ours.host,
-    text: await ours.embedding.text.download().promise,
-    pooled: await ours.embedding.pooled.download().promise,
-  });
+  await peer.ask(
+    {
+      do: "setup",
+      grid: [ours.plan.grid.rows, ours.plan.grid.columns],
+      text_length: ours.embedding.text.shape[1],
+      trainable: ours.trainable,
+    },
+    {
+      ...ours.host,
+      text: await ours.embedding.text.download().promise,
+      pooled: await ours.embedding.pooled.download().promise,
+    },
+  );
   await peer.ask({ do: "rollout", batch: BATCH, batches: 1, ...shared, noisy: false });
   const latents = await euler(ours);
   const errors = { rollout: relativeError(await latents.download().promise, peer.read("latents")) };
@@ -138,7 +189,15 @@ async function check(ours, peer) {
   errors.decode = relativeError(await images.download().promise, peer.read("images"));
   const { scores } = await peer.ask({ do: "score", batches: 1, ids: [...ours.ids], size: SIZE });
   errors.score = relativeError(await score(ours, images), scores);
-  const { gradientNorm } = await peer.ask({ do: "update", microbatches: 1, batch: BATCH, timestep: timesteps[LEARNED], sigma: sigmas[LEARNED], following: sigmas[LEARNED + 1], eta: ETA });
+  const { gradientNorm } = await peer.ask({
+    do: "update",
+    microbatches: 1,
+    batch: BATCH,
+    timestep: timesteps[LEARNED],
+    sigma: sigmas[LEARNED],
+    following: sigmas[LEARNED + 1],
+    eta: ETA,
+  });
   const ourNorm = (await learn(ours, 1)).gradientNorm;
   errors.update = Math.abs(ourNorm - gradientNorm) / gradientNorm;
   return { errors, images, latents, shared };
@@ -146,28 +205,58 @@ async function check(ours, peer) {
 
 export async function run({ report, threads, repeat }) {
   const ours = await openOurs(threads);
-  const peer = await startPeer(fileURLToPath(new URL("peers/tiny_step.py", import.meta.url)), [threads, model]);
-  const checked = peer ? await check(ours, peer) : { errors: {}, images: undefined, latents: await euler(ours) };
-  const images = checked.images ?? (await ours.pipeline.decode(checked.latents, ours.plan.grid.rows, ours.plan.grid.columns));
+  const peer = await startPeer(fileURLToPath(new URL("peers/tiny_step.py", import.meta.url)), [
+    threads,
+    model,
+  ]);
+  const checked = peer
+    ? await check(ours, peer)
+    : { errors: {}, images: undefined, latents: await euler(ours) };
+  const images =
+    checked.images ??
+    (await ours.pipeline.decode(checked.latents, ours.plan.grid.rows, ours.plan.grid.columns));
   const { sigmas, timesteps } = checked.shared ?? {};
   const times = (count, work) => async () => {
     for (let i = 0; i < count; i++) await work();
   };
-  const decodeOnce = async () => (await ours.pipeline.decode(checked.latents, ours.plan.grid.rows, ours.plan.grid.columns)).dispose();
-  const learned = { batch: BATCH, timestep: timesteps?.[LEARNED], sigma: sigmas?.[LEARNED], following: sigmas?.[LEARNED + 1], eta: ETA };
+  const decodeOnce = async () =>
+    (await ours.pipeline.decode(checked.latents, ours.plan.grid.rows, ours.plan.grid.columns)).dispose();
+  const learned = {
+    batch: BATCH,
+    timestep: timesteps?.[LEARNED],
+    sigma: sigmas?.[LEARNED],
+    following: sigmas?.[LEARNED + 1],
+    eta: ETA,
+  };
   const stages = {
-    rollout: [() => rollout(ours), { do: "rollout", batch: BATCH, batches: BATCHES, ...checked.shared, noisy: true }],
+    rollout: [
+      () => rollout(ours),
+      { do: "rollout", batch: BATCH, batches: BATCHES, ...checked.shared, noisy: true },
+    ],
     decode: [times(BATCHES, decodeOnce), { do: "decode", batches: BATCHES }],
-    score: [times(BATCHES, () => score(ours, images)), { do: "score", batches: BATCHES, ids: [...ours.ids], size: SIZE }],
+    score: [
+      times(BATCHES, () => score(ours, images)),
+      { do: "score", batches: BATCHES, ids: [...ours.ids], size: SIZE },
+    ],
     update: [() => learn(ours, MICROBATCHES), { do: "update", microbatches: MICROBATCHES, ...learned }],
   };
   let good = true;
   const sum = { ours: 0, theirs: peer ? 0 : null };
   for (const [name, [work, command]] of Object.entries(stages)) {
-    const result = await alternate(repeat, () => seconds(work), peer && (async () => (await peer.ask(command)).seconds));
+    const result = await alternate(
+      repeat,
+      () => seconds(work),
+      peer && (async () => (await peer.ask(command)).seconds),
+    );
     const agreed = peer ? checked.errors[name] <= AGREE : false;
     good &&= agreed || !peer;
-    report({ name: `step/${name}`, ...result, unit: "s", checked: agreed, note: peer && `difference ${checked.errors[name].toExponential(1)}` });
+    report({
+      name: `step/${name}`,
+      ...result,
+      unit: "s",
+      checked: agreed,
+      note: peer && `difference ${checked.errors[name].toExponential(1)}`,
+    });
     sum.ours += result.ours;
     if (peer) sum.theirs += result.theirs;
   }

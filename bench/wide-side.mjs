@@ -3,9 +3,9 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { openDevice } from "../dist/device.js";
-import { networkGuidance, networkTimestep } from "../dist/sample/schedule.js";
-import { loadFluxFolder } from "../dist/models/flux.js";
 import { forwardFlops } from "../dist/grpo/cost.js";
+import { loadFluxFolder } from "../dist/models/flux.js";
+import { networkGuidance, networkTimestep } from "../dist/sample/schedule.js";
 import { TEXT_LENGTH, WATCHED } from "./wide.mjs";
 
 const [model, folder, dtype, threads, repeat, side] = process.argv.slice(2);

@@ -18,7 +18,9 @@ const here = (path) => fileURLToPath(new URL(path, import.meta.url));
 
 function measureOurs(model, folder, dtype, threads, repeat) {
   const args = [here("wide-side.mjs"), model, folder, dtype, threads, repeat, SIDE].map(String);
-  return JSON.parse(execFileSync(process.execPath, args, { encoding: "utf8", stdio: ["ignore", "pipe", "inherit"] }));
+  return JSON.parse(
+    execFileSync(process.execPath, args, { encoding: "utf8", stdio: ["ignore", "pipe", "inherit"] }),
+  );
 }
 
 /** The machine's multiply-add peak in GFLOP/s; the program that measures it belongs to the C++ tests and is built on first use. */
@@ -61,8 +63,12 @@ export async function measure(threads, repeat) {
     const ours = {};
     for (const dtype of ["f32", "bf16"]) {
       const side = measureOurs(model, folder, dtype, threads, repeat);
-      const read = (name) => new Float32Array(new Uint8Array(readFileSync(join(folder, `ours-${name}-${dtype}.f32`))).buffer);
-      side.errors = { velocity: relativeError(read("velocity"), golden.velocity), gradient: relativeError(read("gradient"), golden.gradient) };
+      const read = (name) =>
+        new Float32Array(new Uint8Array(readFileSync(join(folder, `ours-${name}-${dtype}.f32`))).buffer);
+      side.errors = {
+        velocity: relativeError(read("velocity"), golden.velocity),
+        gradient: relativeError(read("gradient"), golden.gradient),
+      };
       ours[dtype] = side;
     }
     return { ours, theirs };
@@ -80,12 +86,22 @@ export async function run({ report, threads, repeat }) {
   for (const [dtype, side] of Object.entries(ours)) {
     const checked = agreed(side);
     good &&= checked;
-    for (const [pass, factor] of [["forward", 1], ["backward", 3]]) {
+    for (const [pass, factor] of [
+      ["forward", 1],
+      ["backward", 3],
+    ]) {
       const time = median(side.times[pass]);
       const rate = (side.flops * factor) / time / 1e9;
       const share = `${((rate / peak) * 100).toFixed(0)} % of the FMA peak of ${peak.toFixed(0)}`;
       const name = `wide/${pass === "forward" ? "forward" : "forward+backward"} ${SIDE} px ${dtype}`;
-      report({ name, ours: time, theirs: median(theirs[pass]), unit: "s", checked, note: `${rate.toFixed(0)} GFLOP/s, ${share}` });
+      report({
+        name,
+        ours: time,
+        theirs: median(theirs[pass]),
+        unit: "s",
+        checked,
+        note: `${rate.toFixed(0)} GFLOP/s, ${share}`,
+      });
     }
   }
   return good;

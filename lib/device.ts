@@ -1,7 +1,7 @@
 /** Devices as users see them: opened by name, with typed options, disposed explicitly. */
 import { DanceError } from "./errors.js";
 import { type MemoryReport, type NativeDevice, native } from "./native.js";
-import { type DeviceOptions, checkDeviceOptions } from "./options.js";
+import { checkDeviceOptions, type DeviceOptions } from "./options.js";
 
 /** A device with its thread. Everything made on it dies with it. */
 export class Device implements Disposable {

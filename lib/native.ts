@@ -201,7 +201,11 @@ export interface PolicyStepResult {
 export interface NativeFlux extends NativeModel {
   velocity(inputs: FluxInputs): NativeJob<NativeTensor>;
   /** Adds the gradients of sum(velocity * dVelocity) to those of the trainable parameters; for comparison and tests. */
-  velocityGradient(inputs: FluxInputs, dVelocity: NativeTensor, recomputeBlocks: number): NativeJob<{
+  velocityGradient(
+    inputs: FluxInputs,
+    dVelocity: NativeTensor,
+    recomputeBlocks: number,
+  ): NativeJob<{
     velocity: NativeTensor;
     dLatents: NativeTensor;
     dText: NativeTensor;
@@ -212,7 +216,10 @@ export interface NativeFlux extends NativeModel {
 
 export interface NativeTextEncoder extends NativeModel {
   /** Token ids [B, L] -> hidden states [B, L, D]; pooled [B, D] for CLIP; projected [B, P] for a CLIPModel. */
-  encode(ids: Int32Array, batch: number): NativeJob<{ hidden: NativeTensor; pooled?: NativeTensor; projected?: NativeTensor }>;
+  encode(
+    ids: Int32Array,
+    batch: number,
+  ): NativeJob<{ hidden: NativeTensor; pooled?: NativeTensor; projected?: NativeTensor }>;
 }
 
 export interface NativeClip extends NativeTextEncoder {
@@ -260,6 +267,8 @@ export interface OptimizerStepResult {
 }
 
 export interface NativeOptimizer {
+  /** Makes gradients and state for the parameters that train now; without it, the first of the other jobs does. */
+  prepare(): NativeJob<void>;
   /** Clips by the global norm (0: no clipping), updates, zeroes the gradients; a non-finite norm skips the update. */
   step(learningRate: number, clipNorm: number): NativeJob<OptimizerStepResult>;
   /** Exchanges the weights with their running average, until it is called again. */
@@ -290,10 +299,17 @@ export interface NativeDevice {
   /** CLIP text tower alone. */
   createClipText(config: Record<string, number | string>, weights: DTypeName): NativeTextEncoder;
   /** Both towers and projections. */
-  createClip(config: { text: Record<string, number | string>; vision: Record<string, number | string>; projectionDim: number }, weights: DTypeName): NativeClip;
+  createClip(
+    config: {
+      text: Record<string, number | string>;
+      vision: Record<string, number | string>;
+      projectionDim: number;
+    },
+    weights: DTypeName,
+  ): NativeClip;
   createVae(config: VaeConfigNative, weights: DTypeName): NativeVae;
   createOptimizer(model: NativeModel, options: OptimizerOptions): NativeOptimizer;
-  /** Ends the device thread when its jobs are done; handles of this device are then dead. */
+  /** Stops the running job and those that wait (`ERR_ABORTED`) and ends the device's thread; handles of this device are then dead. */
   dispose(): void;
 }
 

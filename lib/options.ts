@@ -49,7 +49,11 @@ const DETERMINISM = oneOf("off", "run-to-run", "strict");
 
 /** Which options each kind of device knows, and what they may be. */
 const KNOWN: Record<string, Record<string, Check>> = {
-  cpu: { threads: integerFrom(0), isa: oneOf("portable", "avx2", "avx512", "neon"), determinism: DETERMINISM },
+  cpu: {
+    threads: integerFrom(0),
+    isa: oneOf("portable", "avx2", "avx512", "neon"),
+    determinism: DETERMINISM,
+  },
   cuda: { determinism: DETERMINISM },
   ascend: {
     determinism: DETERMINISM,
@@ -86,7 +90,10 @@ export function checkDeviceOptions(device: string, options: DeviceOptions): Devi
     }
     const expected = check(value);
     if (expected) {
-      throw new DanceError("ERR_OPTION", `${device}: ${name}: expected ${expected}, got ${JSON.stringify(value)}`);
+      throw new DanceError(
+        "ERR_OPTION",
+        `${device}: ${name}: expected ${expected}, got ${JSON.stringify(value)}`,
+      );
     }
   }
   return complete;

@@ -8,7 +8,9 @@ const fixture = (name: string) => new URL(`./fixtures/attributes/${name}`, impor
 interface Check {
   labelsOf(caption: string): number[];
   readAttributes(picture: Picture): number[];
-  default: { create(options?: { attribute?: unknown }): (pictures: Picture[], prompts: string[]) => number[] };
+  default: {
+    create(options?: { attribute?: unknown }): (pictures: Picture[], prompts: string[]) => number[];
+  };
 }
 
 interface Entry {
@@ -38,12 +40,18 @@ function tile(index: number): Picture {
 
 describe("the attribute check", () => {
   it("reads captions", () => {
-    expect(entries.map(({ caption }) => check.labelsOf(caption))).toEqual(entries.map(({ labels }) => labels));
-    expect(() => check.labelsOf("a cat")).toThrow('expected a caption such as "two red circles on a gray background", got "a cat"');
+    expect(entries.map(({ caption }) => check.labelsOf(caption))).toEqual(
+      entries.map(({ labels }) => labels),
+    );
+    expect(() => check.labelsOf("a cat")).toThrow(
+      'expected a caption such as "two red circles on a gray background", got "a cat"',
+    );
   });
 
   it("reads what the Python check reads, in whole and in damaged pictures", () => {
-    expect(entries.map((_, i) => check.readAttributes(tile(i)))).toEqual(entries.map(({ reading }) => reading));
+    expect(entries.map((_, i) => check.readAttributes(tile(i)))).toEqual(
+      entries.map(({ reading }) => reading),
+    );
     expect(entries.some(({ reading }) => reading.includes(-1))).toBe(true);
   });
 
@@ -55,6 +63,8 @@ describe("the attribute check", () => {
     expect(score([tile(whole), tile(whole)], [caption, other])).toEqual([1, 0.75]);
     const count = check.default.create({ attribute: "count" });
     expect(count([tile(whole), tile(whole)], [caption, other])).toEqual([1, 0]);
-    expect(() => check.default.create({ attribute: "size" })).toThrow("attribute: expected one of count, colour, shape, background");
+    expect(() => check.default.create({ attribute: "size" })).toThrow(
+      "attribute: expected one of count, colour, shape, background",
+    );
   });
 });

@@ -19,7 +19,8 @@ describe("advantages", () => {
       const group = rewards.map(() => 0);
       const { values } = advantages(rewards, group, "group", run.clamp as number);
       const wanted = goldens.get(`${name}/advantages`)!.values;
-      values.forEach((value, i) => expect(Math.abs(value - wanted[i]!)).toBeLessThanOrEqual(1e-9));
+      for (const [i, value] of values.entries())
+        expect(Math.abs(value - wanted[i]!)).toBeLessThanOrEqual(1e-9);
       expect(advantages(rewards, group, "batch", run.clamp as number).values).toEqual(values);
     },
   );
@@ -72,7 +73,8 @@ describe("learning rates", () => {
   it.each(readCase("warmup").runs.map((run) => [run.name, run] as const))("%s: as diffusers", (_, run) => {
     const config = configOf({ warmup: run.warmup as number, learningRate: run.lr as number });
     const rates = run.rates as number[];
-    rates.forEach((rate, update) => expect(learningRateAt(config, update)).toBeCloseTo(rate, 15));
+    for (const [update, rate] of rates.entries())
+      expect(learningRateAt(config, update)).toBeCloseTo(rate, 15);
   });
 
   it("fall linearly, to reach zero after the last update", () => {

@@ -1,10 +1,19 @@
 // FLUX against diffusers: velocity and the gradient of every parameter, through the product's own loading code.
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { loadFluxFile, loadFluxFolder, type LoadedFlux } from "../lib/models/flux.js";
+import { type LoadedFlux, loadFluxFile, loadFluxFolder } from "../lib/models/flux.js";
 import { loadLora } from "../lib/models/lora.js";
 import type { FluxInputs, NativeTensor } from "../lib/native.js";
-import { caseNames, floatInput, type Golden, hasInput, readCase, readGoldens, relativeError, type Run } from "./fixtures/cases.js";
+import {
+  caseNames,
+  floatInput,
+  type Golden,
+  hasInput,
+  type Run,
+  readCase,
+  readGoldens,
+  relativeError,
+} from "./fixtures/cases.js";
 import { writeModel } from "./fixtures/models.js";
 import { testDevice, testFolder, uploadInput } from "./support/device.js";
 
@@ -37,7 +46,12 @@ async function inputsOf(run: Run): Promise<FluxInputs> {
 
 const numbers = (tensor: NativeTensor) => tensor.download().promise;
 
-async function checkGradients({ model }: LoadedFlux, run: Run, goldens: Map<string, Golden>, recompute: number): Promise<number> {
+async function checkGradients(
+  { model }: LoadedFlux,
+  run: Run,
+  goldens: Map<string, Golden>,
+  recompute: number,
+): Promise<number> {
   const names = model.parameters().map((parameter) => parameter.name);
   await model.setTrainable(names).promise;
   const inputs = await inputsOf(run);
@@ -50,7 +64,10 @@ async function checkGradients({ model }: LoadedFlux, run: Run, goldens: Map<stri
     expect(error, name).toBeLessThanOrEqual(GRADIENT);
     worst = Math.max(worst, error);
   }
-  for (const [name, tensor] of [["hidden_states", result.dLatents], ["encoder_hidden_states", result.dText]] as const) {
+  for (const [name, tensor] of [
+    ["hidden_states", result.dLatents],
+    ["encoder_hidden_states", result.dText],
+  ] as const) {
     expect(relativeError(await numbers(tensor), golden(`input.${name}`)), name).toBeLessThanOrEqual(GRADIENT);
   }
   await model.zeroGradients().promise;
@@ -66,17 +83,22 @@ describe.each(caseNames("flux"))("%s", (name) => {
     const { model } = await load();
     const velocity = await numbers(await model.velocity(await inputsOf(run)).promise);
     const tolerance = source.dtype === "f32" ? FORWARD : BF16;
-    expect(relativeError(velocity, goldens.get(`${runName}/velocity`)!.values)).toBeLessThanOrEqual(tolerance);
+    expect(relativeError(velocity, goldens.get(`${runName}/velocity`)!.values)).toBeLessThanOrEqual(
+      tolerance,
+    );
     model.dispose();
   });
 
   const trained = source.runs.filter((run) => hasInput(run, "dvelocity"));
-  it.each(trained.map((run) => [run.name, run] as const))("%s: gradient of every parameter", async (_, run) => {
-    const loaded = await load();
-    await checkGradients(loaded, run, goldens, 0);
-    await checkGradients(loaded, run, goldens, -1);
-    loaded.model.dispose();
-  });
+  it.each(trained.map((run) => [run.name, run] as const))(
+    "%s: gradient of every parameter",
+    async (_, run) => {
+      const loaded = await load();
+      await checkGradients(loaded, run, goldens, 0);
+      await checkGradients(loaded, run, goldens, -1);
+      loaded.model.dispose();
+    },
+  );
 });
 
 describe("layouts and storage", () => {
@@ -92,11 +114,16 @@ describe("layouts and storage", () => {
   }
 
   it("reads a BFL single file, a ComfyUI checkpoint and shards: the same bits", async () => {
-    const plain = await velocityOf(await loadFluxFolder(device, writeModel(source, join(folder, "plain")), "f32"));
+    const plain = await velocityOf(
+      await loadFluxFolder(device, writeModel(source, join(folder, "plain")), "f32"),
+    );
     expect(relativeError(plain, wanted)).toBeLessThanOrEqual(FORWARD);
     const bfl = await loadFluxFile(device, writeModel(source, join(folder, "bfl"), { layout: "bfl" }), "f32");
     expect(await velocityOf(bfl)).toEqual(plain);
-    const comfy = writeModel(source, join(folder, "comfy"), { layout: "bfl", prefix: "model.diffusion_model." });
+    const comfy = writeModel(source, join(folder, "comfy"), {
+      layout: "bfl",
+      prefix: "model.diffusion_model.",
+    });
     expect(await velocityOf(await loadFluxFile(device, comfy, "f32"))).toEqual(plain);
     const shards = writeModel(source, join(folder, "shards"), { shards: 3 });
     expect(await velocityOf(await loadFluxFolder(device, shards, "f32"))).toEqual(plain);
@@ -113,8 +140,13 @@ describe("layouts and storage", () => {
 
   it("names missing tensors and shapes that disagree with the config", async () => {
     const gone = "transformer_blocks.0.attn.to_k.weight";
-    const missing = writeModel(source, join(folder, "missing"), { edit: (tensors) => void tensors.delete(gone) });
-    await expect(loadFluxFolder(device, missing, "f32")).rejects.toMatchObject({ code: "ERR_WEIGHTS", message: expect.stringContaining(gone) });
+    const missing = writeModel(source, join(folder, "missing"), {
+      edit: (tensors) => void tensors.delete(gone),
+    });
+    await expect(loadFluxFolder(device, missing, "f32")).rejects.toMatchObject({
+      code: "ERR_WEIGHTS",
+      message: expect.stringContaining(gone),
+    });
     const wide = writeModel(source, join(folder, "wide"), { config: { joint_attention_dim: 25 } });
     await expect(loadFluxFolder(device, wide, "f32")).rejects.toThrow(
       "context_embedder.weight: expected shape [32, 25] from the config, got [32, 24]",

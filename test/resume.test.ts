@@ -1,6 +1,6 @@
 // Killed at any moment, a run goes on from its last checkpoint, and ends bit for bit where an uninterrupted one ends.
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
-import { existsSync, readFileSync, readdirSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { beforeAll, describe, expect, it } from "vitest";
@@ -59,7 +59,8 @@ describe("resume", () => {
     expect(await trainUntil(broken)).toBe(0);
     expect(checkpoint(broken).equals(checkpoint(whole))).toBe(true);
     expect(withoutTimes(broken)).toEqual(withoutTimes(whole));
-    const final = (run: string) => readFileSync(join(run, "final/transformer/diffusion_pytorch_model.safetensors"));
+    const final = (run: string) =>
+      readFileSync(join(run, "final/transformer/diffusion_pytorch_model.safetensors"));
     expect(final(broken).equals(final(whole))).toBe(true);
   }, 240_000);
 });

@@ -11,11 +11,14 @@ describe("fixed shift", () => {
     expect([...sigmas]).toEqual([...danceGoldens.get(`${name}/sigmas`)!.values]);
   });
 
-  it.each(dance.runs.map((run) => [run.name, run] as const))("%s: truncated timesteps, f32 and bf16", (_, run) => {
-    const sigmas = [...sigmaSchedule(run.steps as number, 3, 0)].slice(0, -1);
-    expect(sigmas.map((s) => networkTimestep(s, { integer: true, bf16: false }))).toEqual(run.seen_f32);
-    expect(sigmas.map((s) => networkTimestep(s, { integer: true, bf16: true }))).toEqual(run.seen_bf16);
-  });
+  it.each(dance.runs.map((run) => [run.name, run] as const))(
+    "%s: truncated timesteps, f32 and bf16",
+    (_, run) => {
+      const sigmas = [...sigmaSchedule(run.steps as number, 3, 0)].slice(0, -1);
+      expect(sigmas.map((s) => networkTimestep(s, { integer: true, bf16: false }))).toEqual(run.seen_f32);
+      expect(sigmas.map((s) => networkTimestep(s, { integer: true, bf16: true }))).toEqual(run.seen_bf16);
+    },
+  );
 
   it("falls into the trap that float64 would miss: 12 steps, the 9th timestep is 599", () => {
     expect(networkTimestep(sigmaSchedule(12, 3, 0)[8]!, { integer: true, bf16: false })).toBe(599);
@@ -36,7 +39,8 @@ describe("dynamic shift", () => {
     const wanted = goldens.get(`${name}/sigmas`)!.values;
     expect(sigmas).toHaveLength(wanted.length);
     // NumPy's exp may differ from ours in the last bit, which float32 shows as at most two units in the last place.
-    sigmas.forEach((sigma, i) => expect(Math.abs(sigma - wanted[i]!)).toBeLessThanOrEqual(1.2e-7));
+    for (const [i, sigma] of sigmas.entries())
+      expect(Math.abs(sigma - wanted[i]!)).toBeLessThanOrEqual(1.2e-7);
   });
 });
 

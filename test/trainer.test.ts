@@ -36,7 +36,10 @@ const SMALL: PartialConfig = {
   learning: { learningRate: 1e-3, accumulate: 12, microbatch: 2, clipRange: 0.2 },
 };
 
-async function trained(options: Partial<TrainerOptions>, on: Device = device): Promise<{ metrics: IterationMetrics[]; weights: Float32Array; pipeline: Pipeline }> {
+async function trained(
+  options: Partial<TrainerOptions>,
+  on: Device = device,
+): Promise<{ metrics: IterationMetrics[]; weights: Float32Array; pipeline: Pipeline }> {
   const path = join(folder, `run${runs++}`);
   const pipeline = await smallPipeline(on, join(folder, "model"));
   const trainer = new GrpoTrainer({
@@ -56,17 +59,23 @@ async function trained(options: Partial<TrainerOptions>, on: Device = device): P
 
 describe("the ratio before the first update", () => {
   const cases = [1, 4, 5, 12].flatMap((batch) => [1, 2, 3].map((microbatch) => [batch, microbatch] as const));
-  it.each(cases)("is exactly 1 with a rollout batch of %i and a microbatch of %i", async (batch, microbatch) => {
-    const { metrics } = await trained({
-      iterations: 1,
-      sampling: { ...SMALL.sampling, batch },
-      learning: { ...SMALL.learning, microbatch },
-    });
-    expect(metrics[0]!.ratio.firstUpdateMaxDeviation).toBe(0);
-  });
+  it.each(cases)(
+    "is exactly 1 with a rollout batch of %i and a microbatch of %i",
+    async (batch, microbatch) => {
+      const { metrics } = await trained({
+        iterations: 1,
+        sampling: { ...SMALL.sampling, batch },
+        learning: { ...SMALL.learning, microbatch },
+      });
+      expect(metrics[0]!.ratio.firstUpdateMaxDeviation).toBe(0);
+    },
+  );
 
   it.each(["dance-sde", "flow-sde", "cps"] as const)("is exactly 1 for %s", async (kind) => {
-    const { metrics } = await trained({ iterations: 1, sampling: { ...SMALL.sampling, kind, eta: 0.5, batch: 5 } });
+    const { metrics } = await trained({
+      iterations: 1,
+      sampling: { ...SMALL.sampling, kind, eta: 0.5, batch: 5 },
+    });
     expect(metrics[0]!.ratio.firstUpdateMaxDeviation).toBe(0);
     expect(metrics[0]!.ratio.maxDeviation).toBe(0);
   });
@@ -82,9 +91,17 @@ describe("learning", () => {
   });
 
   it("learns nothing from groups whose rewards are equal, and counts them", async () => {
-    const indifferent: Reward = { ...redness, name: "same", score: async ({ prompts }) => prompts.map(() => 0.1) };
+    const indifferent: Reward = {
+      ...redness,
+      name: "same",
+      score: async ({ prompts }) => prompts.map(() => 0.1),
+    };
     const { metrics } = await trained({ iterations: 1, reward: indifferent });
-    expect(metrics[0]).toMatchObject({ zeroVarianceGroups: 1, gradientNorm: 0, advantage: { min: 0, max: 0 } });
+    expect(metrics[0]).toMatchObject({
+      zeroVarianceGroups: 1,
+      gradientNorm: 0,
+      advantage: { min: 0, max: 0 },
+    });
   });
 
   it("trains adapters and leaves the base alone", async () => {

@@ -116,7 +116,7 @@ class Bench {
   void attention(std::int64_t batch, std::int64_t tokens, std::int64_t heads, std::int64_t width) {
     const std::string name = "attention " + std::to_string(batch) + "x" + std::to_string(tokens) + "x" + std::to_string(heads) + "x" +
                              std::to_string(width);
-    if (!options_.wants(name)) return;
+    if (!options_.wants(name + " forward") && !options_.wants(name + " backward")) return;
     const Shape shape{batch, tokens, heads, width};
     const Tensor q = random_tensor(*backend_, shape), k = random_tensor(*backend_, shape), v = random_tensor(*backend_, shape);
     const Tensor dout = random_tensor(*backend_, shape), out = backend_->empty(shape), lse = backend_->empty({batch, heads, tokens});
@@ -136,7 +136,7 @@ class Bench {
   void conv(std::int64_t images, std::int64_t channels, std::int64_t outputs, std::int64_t size, std::int64_t kernel, int stride, bool gradients) {
     const std::string name = "conv " + std::to_string(images) + "x" + std::to_string(channels) + "to" + std::to_string(outputs) + " " +
                              std::to_string(size) + "^2 " + std::to_string(kernel) + "x" + std::to_string(kernel) + "/" + std::to_string(stride);
-    if (!options_.wants(name)) return;
+    if (!options_.wants(name + " backward data") && !options_.wants(name + " backward weight")) return;
     const int pad = stride == 1 ? static_cast<int>(kernel / 2) : 0;
     const ConvArgs args{stride, pad, pad, pad, pad};
     const std::int64_t out_size = (size + 2 * pad - kernel) / stride + 1;
@@ -225,7 +225,7 @@ class Bench {
     std::fflush(stdout);
   }
   void report(const std::string& name, double flops, const std::function<void()>& body) {
-    print({name, time_it(flops, options_.seconds, options_.cpu_time ? cpu_seconds : wall_seconds, body)});
+    if (options_.wants(name)) print({name, time_it(flops, options_.seconds, options_.cpu_time ? cpu_seconds : wall_seconds, body)});
   }
 
   Options options_;

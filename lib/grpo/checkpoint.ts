@@ -2,7 +2,7 @@
  * Checkpoints: everything that iteration n + 1 depends on. A folder `checkpoints/<iteration>` appears whole or not at all, so a kill at any
  * moment leaves the last good one.
  */
-import { mkdir, open, readFile, readdir, rename, rm } from "node:fs/promises";
+import { mkdir, open, readdir, readFile, rename, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { DanceError } from "../errors.js";
 import { type NativeOptimizer, runJob } from "../native.js";
@@ -82,10 +82,15 @@ export async function saveCheckpoint(
     await syncFolder(folder);
   } catch (cause) {
     await rm(temporary, { recursive: true, force: true }).catch(() => {});
-    throw new DanceError("ERR_CHECKPOINT", `${final}: the checkpoint cannot be written (${(cause as Error).message})`, { cause });
+    throw new DanceError(
+      "ERR_CHECKPOINT",
+      `${final}: the checkpoint cannot be written (${(cause as Error).message})`,
+      { cause },
+    );
   }
   const all = await listCheckpoints(runFolder);
-  for (const old of all.slice(0, Math.max(0, all.length - keep))) await rm(old.path, { recursive: true, force: true });
+  for (const old of all.slice(0, Math.max(0, all.length - keep)))
+    await rm(old.path, { recursive: true, force: true });
   return final;
 }
 
@@ -98,16 +103,21 @@ async function removeLeftovers(folder: string): Promise<void> {
 }
 
 /** The newest checkpoint of a run, if there is one. */
-export async function latestCheckpoint(runFolder: string): Promise<{ path: string; state: TrainerState } | undefined> {
+export async function latestCheckpoint(
+  runFolder: string,
+): Promise<{ path: string; state: TrainerState } | undefined> {
   const newest = (await listCheckpoints(runFolder)).at(-1);
   if (!newest) return undefined;
   const path = join(newest.path, STATE);
   try {
     const state = JSON.parse(await readFile(path, "utf8")) as TrainerState;
-    if (state.version !== 1 || !Number.isInteger(state.iteration)) throw new Error("not a trainer state of version 1");
+    if (state.version !== 1 || !Number.isInteger(state.iteration))
+      throw new Error("not a trainer state of version 1");
     return { path: newest.path, state };
   } catch (cause) {
-    throw new DanceError("ERR_CHECKPOINT", `${path}: cannot be read (${(cause as Error).message})`, { cause });
+    throw new DanceError("ERR_CHECKPOINT", `${path}: cannot be read (${(cause as Error).message})`, {
+      cause,
+    });
   }
 }
 

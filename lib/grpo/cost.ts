@@ -22,12 +22,18 @@ const BYTES = 4;
 const SHARE = 0.6;
 
 /** How many blocks to recompute for `rows` pictures in one pass, given the free bytes: as few as fit. */
-export function blocksToRecompute(config: FluxConfig, tokens: number, rows: number, freeBytes: number): number {
+export function blocksToRecompute(
+  config: FluxConfig,
+  tokens: number,
+  rows: number,
+  freeBytes: number,
+): number {
   const width = config.attentionHeadDim * config.numAttentionHeads;
   const blocks = config.numLayers + config.numSingleLayers;
   const unit = rows * tokens * width * BYTES;
   for (let recomputed = 0; recomputed < blocks; recomputed++) {
-    const saved = (blocks - recomputed) * SAVED_PER_TOKEN + recomputed * SAVED_WHEN_RECOMPUTED + SAVED_PER_TOKEN;
+    const saved =
+      (blocks - recomputed) * SAVED_PER_TOKEN + recomputed * SAVED_WHEN_RECOMPUTED + SAVED_PER_TOKEN;
     if (saved * unit <= freeBytes * SHARE) return recomputed;
   }
   return blocks;

@@ -25,7 +25,8 @@ async function toHost(tensor: NativeTensor, signal?: AbortSignal): Promise<HostT
   return { shape: tensor.shape, values: await runJob(tensor.download(), signal) };
 }
 
-const bytesOf = ({ values }: HostTensor) => new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+const bytesOf = ({ values }: HostTensor) =>
+  new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
 
 function encodeFile({ text, pooled }: HostEmbedding): Uint8Array {
   const head = Buffer.from(`${JSON.stringify({ text: text.shape, pooled: pooled.shape })}\n`);
@@ -34,7 +35,9 @@ function encodeFile({ text, pooled }: HostEmbedding): Uint8Array {
 
 function decodeFile(bytes: Buffer, path: string): HostEmbedding {
   const refuse = (what: string): never => {
-    throw new DanceError("ERR_FILE", `${path}: expected a cached embedding, got ${what}`, { hint: "remove the file" });
+    throw new DanceError("ERR_FILE", `${path}: expected a cached embedding, got ${what}`, {
+      hint: "remove the file",
+    });
   };
   const end = bytes.subarray(0, 1024).indexOf(10);
   if (end < 0) return refuse("no header");
@@ -76,7 +79,11 @@ export class EmbeddingStore {
   }
 
   /** Computes what is not there yet. */
-  async prepare(prompts: string[], signal?: AbortSignal, onProgress?: (done: number, all: number) => void): Promise<void> {
+  async prepare(
+    prompts: string[],
+    signal?: AbortSignal,
+    onProgress?: (done: number, all: number) => void,
+  ): Promise<void> {
     if (this.#folder) await mkdir(this.#folder, { recursive: true });
     const distinct = [...new Set(prompts)];
     for (const [i, prompt] of distinct.entries()) {
@@ -101,7 +108,10 @@ export class EmbeddingStore {
   }
 
   async #keep(prompt: string, embedding: PromptEmbedding, signal?: AbortSignal): Promise<void> {
-    const host = { text: await toHost(embedding.text, signal), pooled: await toHost(embedding.pooled, signal) };
+    const host = {
+      text: await toHost(embedding.text, signal),
+      pooled: await toHost(embedding.pooled, signal),
+    };
     embedding[Symbol.dispose]();
     if (!this.#folder) {
       this.#host.set(prompt, host);

@@ -3,9 +3,15 @@ import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { AsyncImageWriter } from "../image/index.js";
 import type { Pipeline, PromptEmbedding } from "../models/types.js";
-import { type RewardScores, type WeightedReward, appendScores, scoreAll, scoreRequest } from "../rewards/scorer.js";
+import {
+  appendScores,
+  type RewardScores,
+  scoreAll,
+  scoreRequest,
+  type WeightedReward,
+} from "../rewards/scorer.js";
 import type { Picture } from "../rewards/types.js";
-import { type SamplePlan, batches, evaluationKey, sampleBatch } from "../sample/sampler.js";
+import { batches, evaluationKey, type SamplePlan, sampleBatch } from "../sample/sampler.js";
 import type { EmbeddingStore } from "./embeddings.js";
 
 export interface EvaluationOptions {
@@ -67,7 +73,13 @@ export async function evaluate(
       using trajectory = await sampleBatch(pipeline, plan, rows, { keep: false, signal });
       const images = await pipeline.decode(trajectory.final, plan.grid.rows, plan.grid.columns, signal);
       try {
-        const request = scoreRequest(pipeline.device.handle, images, batch.map((entry) => entry.prompt), options.iteration, signal);
+        const request = scoreRequest(
+          pipeline.device.handle,
+          images,
+          batch.map((entry) => entry.prompt),
+          options.iteration,
+          signal,
+        );
         const batchScores = await scoreAll(rewards, request);
         scores = appendScores(scores, batchScores);
         if (done < options.save) {

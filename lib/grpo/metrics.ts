@@ -100,7 +100,10 @@ export class MetricsFile {
     const { size } = await file.stat();
     if (size < keep) {
       await file.close();
-      throw new DanceError("ERR_FILE", `${path}: expected the ${keep} bytes of the last checkpoint or more, got ${size}`);
+      throw new DanceError(
+        "ERR_FILE",
+        `${path}: expected the ${keep} bytes of the last checkpoint or more, got ${size}`,
+      );
     }
     await file.truncate(keep);
     return new MetricsFile(file, path);
@@ -111,7 +114,9 @@ export class MetricsFile {
       const { size } = await this.#file.stat();
       await this.#file.write(`${JSON.stringify(line)}\n`, size);
     } catch (cause) {
-      throw new DanceError("ERR_FILE", `${this.#path}: cannot be written (${(cause as Error).message})`, { cause });
+      throw new DanceError("ERR_FILE", `${this.#path}: cannot be written (${(cause as Error).message})`, {
+        cause,
+      });
     }
   }
 

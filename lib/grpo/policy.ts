@@ -17,26 +17,42 @@ function adaptedModules(pipeline: Pipeline, targets: string[]): string[] {
     .filter((parameter) => parameter.shape.length === 2)
     .map((parameter) => LAYER.exec(parameter.name)?.[1])
     .filter((name) => name !== undefined);
-  const chosen = layers.filter((name) => targets.some((target) => name === target || name.endsWith(`.${target}`)));
-  const idle = targets.find((target) => !layers.some((name) => name === target || name.endsWith(`.${target}`)));
+  const chosen = layers.filter((name) =>
+    targets.some((target) => name === target || name.endsWith(`.${target}`)),
+  );
+  const idle = targets.find(
+    (target) => !layers.some((name) => name === target || name.endsWith(`.${target}`)),
+  );
   if (idle !== undefined) {
-    throw new DanceError("ERR_OPTION", `config: learning.lora.targets: expected names of layers, got ${JSON.stringify(idle)}`);
+    throw new DanceError(
+      "ERR_OPTION",
+      `config: learning.lora.targets: expected names of layers, got ${JSON.stringify(idle)}`,
+    );
   }
   return chosen;
 }
 
 /** Which parameters train: the adapters, those that the patterns name, or all. */
-async function chooseTrainable(pipeline: Pipeline, learning: LearningConfig, seed: bigint): Promise<string[]> {
+async function chooseTrainable(
+  pipeline: Pipeline,
+  learning: LearningConfig,
+  seed: bigint,
+): Promise<string[]> {
   if (learning.lora) {
     const { rank, alpha, targets } = learning.lora;
-    await runJob(pipeline.transformer.addLora({ rank, alpha, modules: adaptedModules(pipeline, targets), seed }));
+    await runJob(
+      pipeline.transformer.addLora({ rank, alpha, modules: adaptedModules(pipeline, targets), seed }),
+    );
   }
   const names = pipeline.transformer.parameters().map((parameter) => parameter.name);
   if (learning.lora) return names.filter(isLoraName);
   const patterns = learning.trainable?.map((pattern) => new RegExp(pattern));
   const chosen = patterns ? names.filter((name) => patterns.some((pattern) => pattern.test(name))) : names;
   if (chosen.length === 0) {
-    throw new DanceError("ERR_OPTION", `config: learning.trainable: expected patterns that name a parameter, got ${JSON.stringify(learning.trainable)}`);
+    throw new DanceError(
+      "ERR_OPTION",
+      `config: learning.trainable: expected patterns that name a parameter, got ${JSON.stringify(learning.trainable)}`,
+    );
   }
   return chosen;
 }
@@ -60,6 +76,8 @@ export class Policy implements Disposable {
       ...learning.adam,
       emaDecay: learning.emaDecay,
     });
+    // Before the first activations, so that later iterations find these where the first one put them.
+    await runJob(optimizer.prepare());
     return new Policy(pipeline, optimizer, learning);
   }
 

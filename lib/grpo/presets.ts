@@ -42,7 +42,9 @@ const TINY_SHAPES: PartialConfig = {
     clipRange: 1e-3,
     recompute: "none",
     emaDecay: 0.9,
-    trainable: ["blocks\\.\\d+\\.(attn\\.(to|add)_.+|ff\\.net\\..+|ff_context\\.net\\..+|proj_mlp|proj_out)\\.weight$"],
+    trainable: [
+      "blocks\\.\\d+\\.(attn\\.(to|add)_.+|ff\\.net\\..+|ff_context\\.net\\..+|proj_mlp|proj_out)\\.weight$",
+    ],
   },
   rewards: [{ type: "clip", path: join(TINY, "reward") }],
   evaluation: {
@@ -52,7 +54,11 @@ const TINY_SHAPES: PartialConfig = {
     rewards: [
       { type: "clip", path: join(TINY, "reward") },
       { ...ATTRIBUTES, name: "attributes" },
-      ...["colour", "shape", "count", "background"].map((attribute) => ({ ...ATTRIBUTES, name: attribute, attribute })),
+      ...["colour", "shape", "count", "background"].map((attribute) => ({
+        ...ATTRIBUTES,
+        name: attribute,
+        attribute,
+      })),
     ],
     steps: 12,
     batch: 48,

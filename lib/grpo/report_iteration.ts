@@ -1,5 +1,5 @@
 /** From what an iteration did to its line of metrics. */
-import { type RewardScores, mixture } from "../rewards/scorer.js";
+import { mixture, type RewardScores } from "../rewards/scorer.js";
 import type { SamplePlan } from "../sample/sampler.js";
 import type { Advantages } from "./advantage.js";
 import { forwardFlops } from "./cost.js";
@@ -21,7 +21,8 @@ export interface IterationFacts {
 }
 
 const mean = (values: number[]) => values.reduce((sum, value) => sum + value, 0) / Math.max(values.length, 1);
-const deviation = (ratios: number[]) => ratios.reduce((most, ratio) => Math.max(most, Math.abs(ratio - 1)), 0);
+const deviation = (ratios: number[]) =>
+  ratios.reduce((most, ratio) => Math.max(most, Math.abs(ratio - 1)), 0);
 
 export function iterationMetrics({ pipeline }: TrainerParts, facts: IterationFacts): IterationMetrics {
   const { plan, scores, judged, learned, seconds } = facts;

@@ -3,7 +3,15 @@
  */
 import type { Pipeline, PromptEmbedding } from "../models/types.js";
 import type { NativeTensor, NoiseKey } from "../native.js";
-import { NOISE, type SamplePlan, type SampleRow, type Trajectory, batches, promptKey, sampleBatch } from "../sample/sampler.js";
+import {
+  batches,
+  NOISE,
+  promptKey,
+  type SamplePlan,
+  type SampleRow,
+  sampleBatch,
+  type Trajectory,
+} from "../sample/sampler.js";
 
 /** A prompt of this iteration. */
 export interface IterationPrompt {
@@ -37,7 +45,11 @@ export interface RolloutOptions {
   onBatch?: (done: number, all: number) => void;
 }
 
-function noiseKeys(options: RolloutOptions, prompt: string, index: number): Pick<SampleRow, "initial" | "stepNoise"> {
+function noiseKeys(
+  options: RolloutOptions,
+  prompt: string,
+  index: number,
+): Pick<SampleRow, "initial" | "stepNoise"> {
   const { seed, iteration } = options;
   const own = promptKey(prompt);
   const key = (purpose: number, timestep: number, which: { prompt: number; sample: number }): NoiseKey => ({
@@ -110,11 +122,16 @@ export async function rollout(
       const trajectory = await sampleBatch(pipeline, plan, rows, { keep: true, signal: options.signal });
       owned.add(trajectory);
       const sampled = performance.now();
-      const images = await pipeline.decode(trajectory.final, plan.grid.rows, plan.grid.columns, options.signal);
+      const images = await pipeline.decode(
+        trajectory.final,
+        plan.grid.rows,
+        plan.grid.columns,
+        options.signal,
+      );
       owned.add(images);
       seconds.rollout += (sampled - started) / 1000;
       seconds.decode += (performance.now() - sampled) / 1000;
-      batch.forEach((sample, row) => samples.push({ ...sample, trajectory, row, images }));
+      for (const [row, sample] of batch.entries()) samples.push({ ...sample, trajectory, row, images });
       options.onBatch?.(samples.length, wanted.length);
     }
     return { rollout: new Rollout(samples, owned), seconds };

@@ -1,5 +1,5 @@
 /** The folder of a run: whose it is, and what is in it. */
-import { access, constants, mkdir, readFile, readdir } from "node:fs/promises";
+import { access, constants, mkdir, readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { DanceError } from "../errors.js";
 import { writeAtomically } from "../models/save.js";
@@ -19,26 +19,39 @@ export async function openRunFolder(config: TrainConfig): Promise<void> {
     await mkdir(folder, { recursive: true });
     await access(folder, constants.W_OK | constants.X_OK);
   } catch (cause) {
-    throw new DanceError("ERR_OUTPUT", `${folder}: cannot be written (${(cause as Error).message})`, { cause });
+    throw new DanceError("ERR_OUTPUT", `${folder}: cannot be written (${(cause as Error).message})`, {
+      cause,
+    });
   }
   const names = await readdir(folder);
   if (names.length > 0) await checkSameRun(config, names);
-  await writeAtomically(join(folder, CONFIG), `${JSON.stringify({ hash: configHash(config), config }, null, 2)}\n`);
+  await writeAtomically(
+    join(folder, CONFIG),
+    `${JSON.stringify({ hash: configHash(config), config }, null, 2)}\n`,
+  );
 }
 
 async function checkSameRun(config: TrainConfig, names: string[]): Promise<void> {
   const { folder } = config.output;
   if (!names.includes(CONFIG)) {
-    throw new DanceError("ERR_OUTPUT", `${folder}: expected an empty folder or a run to resume, got ${names.length} other files`);
+    throw new DanceError(
+      "ERR_OUTPUT",
+      `${folder}: expected an empty folder or a run to resume, got ${names.length} other files`,
+    );
   }
   let hash: unknown;
   try {
     hash = (JSON.parse(await readFile(join(folder, CONFIG), "utf8")) as { hash?: unknown } | null)?.hash;
   } catch (cause) {
-    throw new DanceError("ERR_OUTPUT", `${join(folder, CONFIG)}: expected the configuration of a run`, { cause });
+    throw new DanceError("ERR_OUTPUT", `${join(folder, CONFIG)}: expected the configuration of a run`, {
+      cause,
+    });
   }
   if (typeof hash !== "string") {
-    throw new DanceError("ERR_OUTPUT", `${join(folder, CONFIG)}: expected the configuration of a run, got another`);
+    throw new DanceError(
+      "ERR_OUTPUT",
+      `${join(folder, CONFIG)}: expected the configuration of a run, got another`,
+    );
   }
   // Nothing beside it: that run was refused before it began, and other options may try again.
   if (names.length > 1 && hash !== configHash(config)) {

@@ -4,19 +4,26 @@ import { freemem } from "node:os";
 import { join } from "node:path";
 import { AsyncImageWriter } from "../image/index.js";
 import type { PromptEmbedding } from "../models/types.js";
-import { type RewardScores, appendScores, fillMissing, missingScores, scoreAll, scoreRequest } from "../rewards/scorer.js";
+import {
+  appendScores,
+  fillMissing,
+  missingScores,
+  type RewardScores,
+  scoreAll,
+  scoreRequest,
+} from "../rewards/scorer.js";
 import { type SamplePlan, samplePlan } from "../sample/sampler.js";
 import { mixedAdvantages } from "./advantage.js";
-import { type TrainerState, latestCheckpoint, loadOptimizer, saveCheckpoint } from "./checkpoint.js";
+import { latestCheckpoint, loadOptimizer, saveCheckpoint, type TrainerState } from "./checkpoint.js";
 import { blocksToRecompute } from "./cost.js";
 import { EmbeddingStore } from "./embeddings.js";
 import { evaluate } from "./evaluation.js";
 import { learningRateAt } from "./learning_rate.js";
-import { type IterationMetrics, MetricsFile, type StageSeconds, noSeconds, spread } from "./metrics.js";
+import { type IterationMetrics, MetricsFile, noSeconds, type StageSeconds, spread } from "./metrics.js";
 import { Policy } from "./policy.js";
-import { PromptOrder, type PromptPosition, loadPrompts } from "./prompts.js";
+import { loadPrompts, PromptOrder, type PromptPosition } from "./prompts.js";
 import { iterationMetrics } from "./report_iteration.js";
-import { Rollout, rollout } from "./rollout.js";
+import { type Rollout, rollout } from "./rollout.js";
 import { evaluationFolder, openRunFolder, picturesFolder } from "./run_folder.js";
 import type { RunOptions, TrainerParts } from "./trainer.js";
 import { type UpdateReport, update } from "./update.js";
@@ -54,7 +61,14 @@ export class Session {
   private constructor(
     parts: TrainerParts,
     options: RunOptions,
-    made: { policy: Policy; embeddings: EmbeddingStore; prompts: string[]; evaluationPrompts: string[]; metrics: MetricsFile; state: TrainerState },
+    made: {
+      policy: Policy;
+      embeddings: EmbeddingStore;
+      prompts: string[];
+      evaluationPrompts: string[];
+      metrics: MetricsFile;
+      state: TrainerState;
+    },
   ) {
     this.#parts = parts;
     this.#options = options;
@@ -115,12 +129,17 @@ export class Session {
     const left = (config.iterations - this.#state.iteration) * config.promptsPerIteration;
     const ahead = left > 0 ? this.#orderFrom(this.#order.position).take(left) : [];
     const wanted = [...this.#evaluationPrompts, ...ahead.map((number) => this.#prompts[number]!)];
-    await this.#embeddings.prepare(wanted, this.#options.signal, (done, all) => this.#progress("encode", done, all));
+    await this.#embeddings.prepare(wanted, this.#options.signal, (done, all) =>
+      this.#progress("encode", done, all),
+    );
   }
 
   #orderFrom(position: PromptPosition): PromptOrder {
     const { seed, compat } = this.#parts.config;
-    return new PromptOrder(this.#prompts.length, seed, { sameOrderEveryEpoch: compat.sameOrderEveryEpoch, position });
+    return new PromptOrder(this.#prompts.length, seed, {
+      sameOrderEveryEpoch: compat.sameOrderEveryEpoch,
+      position,
+    });
   }
 
   #progress(stage: keyof StageSeconds, done: number, all: number): void {
@@ -191,7 +210,12 @@ export class Session {
     return uploaded;
   }
 
-  async #rollout(plan: SamplePlan, prompts: string[], uploaded: PromptEmbedding[], seconds: StageSeconds): Promise<Rollout> {
+  async #rollout(
+    plan: SamplePlan,
+    prompts: string[],
+    uploaded: PromptEmbedding[],
+    seconds: StageSeconds,
+  ): Promise<Rollout> {
     const { config, pipeline } = this.#parts;
     const all = prompts.length * config.groupSize;
     this.#progress("rollout", 0, all);
@@ -226,12 +250,19 @@ export class Session {
   async #score(sampled: Rollout, seconds: StageSeconds): Promise<RewardScores[]> {
     const { config, pipeline, rewards } = this.#parts;
     const started = performance.now();
-    const keep = config.output.picturesEvery > 0 && (this.#state.iteration + 1) % config.output.picturesEvery === 0;
+    const keep =
+      config.output.picturesEvery > 0 && (this.#state.iteration + 1) % config.output.picturesEvery === 0;
     const folder = picturesFolder(config.output.folder, this.#state.iteration + 1);
     let scores: RewardScores[] = [];
     for (const { images, samples } of sampled.imageBatches()) {
       const prompts = samples.map((sample) => sample.prompt);
-      const request = scoreRequest(pipeline.device.handle, images, prompts, this.#state.iteration, this.#options.signal);
+      const request = scoreRequest(
+        pipeline.device.handle,
+        images,
+        prompts,
+        this.#state.iteration,
+        this.#options.signal,
+      );
       if (keep) {
         const pictures = await request.pictures();
         for (const [i, { group, index }] of samples.entries()) {
@@ -247,10 +278,16 @@ export class Session {
   }
 
   #warn(scores: RewardScores[]): void {
-    for (const message of new Set(scores.flatMap((entry) => entry.failures))) this.#options.onWarning?.(message);
+    for (const message of new Set(scores.flatMap((entry) => entry.failures)))
+      this.#options.onWarning?.(message);
   }
 
-  async #learn(plan: SamplePlan, sampled: Rollout, values: number[], seconds: StageSeconds): Promise<UpdateReport> {
+  async #learn(
+    plan: SamplePlan,
+    sampled: Rollout,
+    values: number[],
+    seconds: StageSeconds,
+  ): Promise<UpdateReport> {
     const { config, pipeline } = this.#parts;
     const started = performance.now();
     const report = await update(pipeline, this.#policy.optimizer, sampled.samples, values, {
@@ -283,7 +320,8 @@ export class Session {
     const { config } = this.#parts;
     const { iteration } = this.#state;
     const due = (every: number) => every > 0 && iteration % every === 0;
-    if (due(config.evaluation.every) || (config.evaluation.every > 0 && iteration === config.iterations)) await this.#evaluate();
+    if (due(config.evaluation.every) || (config.evaluation.every > 0 && iteration === config.iterations))
+      await this.#evaluate();
     if (due(config.output.checkpointEvery)) await this.#checkpoint();
   }
 
@@ -292,7 +330,13 @@ export class Session {
     if (this.#evaluationPrompts.length === 0) return;
     const started = performance.now();
     const { evaluation, sampling } = config;
-    const plan = samplePlan(pipeline, { ...sampling, ...timesteps(this.#parts), steps: evaluation.steps, kind: evaluation.kind, window: undefined });
+    const plan = samplePlan(pipeline, {
+      ...sampling,
+      ...timesteps(this.#parts),
+      steps: evaluation.steps,
+      kind: evaluation.kind,
+      window: undefined,
+    });
     const { iteration } = this.#state;
     const result = await this.#policy.withAverage(() =>
       evaluate(pipeline, plan, this.#embeddings, evaluationRewards, {
@@ -310,7 +354,9 @@ export class Session {
       type: "evaluation" as const,
       iteration,
       pictures: result.pictures,
-      rewards: Object.fromEntries(result.scores.map(({ name, scores }) => [name, spread(scores.filter(Number.isFinite))])),
+      rewards: Object.fromEntries(
+        result.scores.map(({ name, scores }) => [name, spread(scores.filter(Number.isFinite))]),
+      ),
       seconds: (performance.now() - started) / 1000,
     };
     await this.#metrics.write(metrics);

@@ -6,8 +6,17 @@
  */
 import { DanceError } from "../errors.js";
 import type { Pipeline } from "../models/types.js";
-import { type NativeOptimizer, type NoiseKey, type PolicyStepResult, native, runJob } from "../native.js";
-import { NOISE, type SamplePlan, type TakenStep, batches, guidanceOf, promptKey, sharedEmbeddings, timestepOf } from "../sample/sampler.js";
+import { type NativeOptimizer, type NoiseKey, native, type PolicyStepResult, runJob } from "../native.js";
+import {
+  batches,
+  guidanceOf,
+  NOISE,
+  promptKey,
+  type SamplePlan,
+  sharedEmbeddings,
+  type TakenStep,
+  timestepOf,
+} from "../sample/sampler.js";
 import type { LearningConfig } from "./config.js";
 import type { Sample } from "./rollout.js";
 
@@ -57,12 +66,23 @@ export function keyedOrder(key: NoiseKey, count: number): number[] {
 }
 
 /** How many of `noisy` steps are learned from, at least one. */
-export const trainedSteps = (noisy: number, fraction: number): number => Math.max(1, Math.trunc(noisy * fraction));
+export const trainedSteps = (noisy: number, fraction: number): number =>
+  Math.max(1, Math.trunc(noisy * fraction));
 
 function transitionsOf(sample: Sample, advantage: number, options: UpdateOptions): Transition[] {
   const { steps } = sample.trajectory;
-  const key = { seed: options.seed, iteration: options.iteration, prompt: promptKey(sample.prompt), sample: sample.index, timestep: 0, purpose: NOISE.permutation };
-  const chosen = keyedOrder(key, steps.length).slice(0, trainedSteps(steps.length, options.learning.timestepFraction));
+  const key = {
+    seed: options.seed,
+    iteration: options.iteration,
+    prompt: promptKey(sample.prompt),
+    sample: sample.index,
+    timestep: 0,
+    purpose: NOISE.permutation,
+  };
+  const chosen = keyedOrder(key, steps.length).slice(
+    0,
+    trainedSteps(steps.length, options.learning.timestepFraction),
+  );
   return chosen.map((index) => ({ sample, taken: steps[index]!, advantage }));
 }
 
@@ -73,7 +93,8 @@ async function learn(
   options: UpdateOptions,
 ): Promise<PolicyStepResult> {
   const { plan, learning } = options;
-  const rows = (which: "latents" | "next") => transitions.map(({ sample, taken }) => ({ tensor: taken[which], row: sample.row }));
+  const rows = (which: "latents" | "next") =>
+    transitions.map(({ sample, taken }) => ({ tensor: taken[which], row: sample.row }));
   const job = pipeline.transformer.policyStep({
     ...sharedEmbeddings(transitions.map(({ sample }) => sample)),
     latents: rows("latents"),
@@ -110,7 +131,18 @@ export async function update(
       `accumulate: expected a divisor of the ${samples.length} pictures of an iteration, got ${learning.accumulate}`,
     );
   }
-  const report: UpdateReport = { updates: 0, skipped: 0, ratios: [], losses: [], firstRatios: [], clippedHigh: 0, clippedLow: 0, gradientNorms: [], learningRate: 0, transitions: 0 };
+  const report: UpdateReport = {
+    updates: 0,
+    skipped: 0,
+    ratios: [],
+    losses: [],
+    firstRatios: [],
+    clippedHigh: 0,
+    clippedLow: 0,
+    gradientNorms: [],
+    learningRate: 0,
+    transitions: 0,
+  };
   const perSample = trainedSteps(samples[0]!.trajectory.steps.length, learning.timestepFraction);
   const all = samples.length * perSample;
   const order = samples.map((sample, i) => ({ sample, advantage: advantages[i]! }));

@@ -5,7 +5,7 @@
 import { createHash } from "node:crypto";
 import { DanceError } from "../errors.js";
 import { nearest } from "../nearest.js";
-import { type PartialConfig, type TrainConfig, defaults } from "./config.js";
+import { defaults, type PartialConfig, type TrainConfig } from "./config.js";
 import { preset } from "./presets.js";
 
 /** Undefined: fine. Otherwise what was expected. */
@@ -18,20 +18,28 @@ const check =
 
 const isNumber = (value: unknown): value is number => typeof value === "number" && Number.isFinite(value);
 const count = (least: number): Check =>
-  check(`a whole number of ${least} or more`, (value) => Number.isSafeInteger(value) && (value as number) >= least);
+  check(
+    `a whole number of ${least} or more`,
+    (value) => Number.isSafeInteger(value) && (value as number) >= least,
+  );
 const between = (low: number, high: number): Check =>
   check(`a number from ${low} to ${high}`, (value) => isNumber(value) && value >= low && value <= high);
-const atLeast = (low: number): Check => check(`a number of ${low} or more`, (value) => isNumber(value) && value >= low);
-const above = (low: number): Check => check(`a number above ${low}`, (value) => isNumber(value) && value > low);
+const atLeast = (low: number): Check =>
+  check(`a number of ${low} or more`, (value) => isNumber(value) && value >= low);
+const above = (low: number): Check =>
+  check(`a number above ${low}`, (value) => isNumber(value) && value > low);
 const oneOf = (...allowed: unknown[]): Check =>
-  check(`one of ${allowed.map((entry) => JSON.stringify(entry)).join(", ")}`, (value) => allowed.includes(value));
+  check(`one of ${allowed.map((entry) => JSON.stringify(entry)).join(", ")}`, (value) =>
+    allowed.includes(value),
+  );
 const text: Check = check("a text that is not empty", (value) => typeof value === "string" && value !== "");
 const flag: Check = check("true or false", (value) => typeof value === "boolean");
 const texts: Check = check(
   "a list of texts",
   (value) => Array.isArray(value) && value.every((entry) => typeof entry === "string"),
 );
-const textOrTexts: Check = (value) => (typeof value === "string" ? undefined : texts(value) && "a file or a list of prompts");
+const textOrTexts: Check = (value) =>
+  typeof value === "string" ? undefined : texts(value) && "a file or a list of prompts";
 const either =
   (...checks: Check[]): Check =>
   (value) => {
@@ -141,7 +149,10 @@ export function checkOptions(config: PartialConfig): void {
     }
     const expected = known(value);
     if (expected) {
-      throw new DanceError("ERR_OPTION", `config: ${name}: expected ${expected}, got ${JSON.stringify(value)}`);
+      throw new DanceError(
+        "ERR_OPTION",
+        `config: ${name}: expected ${expected}, got ${JSON.stringify(value)}`,
+      );
     }
   }
 }
@@ -162,15 +173,24 @@ function checkTogether(config: TrainConfig): void {
   const { sampling, learning } = config;
   const pictures = config.promptsPerIteration * config.groupSize;
   if (pictures % learning.accumulate !== 0) {
-    refuse("learning.accumulate", `a divisor of the ${pictures} pictures of an iteration`, learning.accumulate);
+    refuse(
+      "learning.accumulate",
+      `a divisor of the ${pictures} pictures of an iteration`,
+      learning.accumulate,
+    );
   }
   if (sampling.window && sampling.window.size >= sampling.steps) {
     refuse("sampling.window.size", `less than the ${sampling.steps} steps`, sampling.window.size);
   }
   if (sampling.kind === "cps" && sampling.eta > 1) refuse("sampling.eta", "at most 1 for cps", sampling.eta);
-  if (learning.lora && learning.trainable) refuse("learning.trainable", "nothing beside learning.lora", learning.trainable);
+  if (learning.lora && learning.trainable)
+    refuse("learning.trainable", "nothing beside learning.lora", learning.trainable);
   if (config.evaluation.every > 0 && config.evaluation.prompts.length === 0) {
-    refuse("evaluation.prompts", "held-out prompts when evaluation.every is above 0", config.evaluation.prompts);
+    refuse(
+      "evaluation.prompts",
+      "held-out prompts when evaluation.every is above 0",
+      config.evaluation.prompts,
+    );
   }
 }
 

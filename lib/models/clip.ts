@@ -6,7 +6,15 @@ import { type NativeClip, native } from "../native.js";
 import { readClipTextConfig, readClipVisionConfig, withTowerPrefix } from "./encoders.js";
 import { Fields } from "./fields.js";
 import type { WeightDType } from "./types.js";
-import { type Source, type SourceOf, type TensorPlaces, firstFile, loadWeights, placesIn, weightFiles } from "./weights.js";
+import {
+  firstFile,
+  loadWeights,
+  placesIn,
+  type Source,
+  type SourceOf,
+  type TensorPlaces,
+  weightFiles,
+} from "./weights.js";
 
 type TowerConfig = Record<string, number | string>;
 

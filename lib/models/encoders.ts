@@ -39,7 +39,10 @@ export function readClipVisionConfig(fields: Fields): Record<string, number | st
 function readT5Config(fields: Fields, where: string): Record<string, number> {
   const act = fields.text("feed_forward_proj", "relu");
   if (act !== "gated-gelu") {
-    throw new DanceError("ERR_CONFIG", `${where}: feed_forward_proj: expected "gated-gelu" (T5 v1.1), got "${act}"`);
+    throw new DanceError(
+      "ERR_CONFIG",
+      `${where}: feed_forward_proj: expected "gated-gelu" (T5 v1.1), got "${act}"`,
+    );
   }
   return {
     vocab_size: fields.count("vocab_size", 32128),
@@ -85,7 +88,9 @@ export async function loadClipText(
 ): Promise<NativeTextEncoder> {
   const config = readClipTextConfig(await Fields.read(join(folder, "config.json")));
   const places = placesIn(await weightFiles(folder, "model"), withTowerPrefix("text_model."));
-  return filled(device.handle.createClipText(config, weights), (model) => loadWeights(model, places, undefined, signal));
+  return filled(device.handle.createClipText(config, weights), (model) =>
+    loadWeights(model, places, undefined, signal),
+  );
 }
 
 /** A `text_encoder_2/` folder. The embedding may be stored as `shared` or as `encoder.embed_tokens`. */
@@ -102,5 +107,7 @@ export async function loadT5(
     const tied = parameter === "shared.weight" && !places.has(parameter);
     return { tensor: tied ? "encoder.embed_tokens.weight" : parameter };
   };
-  return filled(device.handle.createT5(config, weights), (model) => loadWeights(model, places, source, signal));
+  return filled(device.handle.createT5(config, weights), (model) =>
+    loadWeights(model, places, source, signal),
+  );
 }

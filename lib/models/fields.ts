@@ -78,7 +78,10 @@ export class Fields {
 
   counts(name: string, absent?: number[]): number[] {
     const value = this.#values[name] ?? absent;
-    const good = Array.isArray(value) && value.length > 0 && value.every((entry) => Number.isInteger(entry) && entry > 0);
+    const good =
+      Array.isArray(value) &&
+      value.length > 0 &&
+      value.every((entry) => Number.isInteger(entry) && entry > 0);
     if (!good) this.#refuse(name, "a list of whole numbers above 0");
     return value as number[];
   }

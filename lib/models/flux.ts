@@ -9,7 +9,14 @@ import { DanceError } from "../errors.js";
 import type { NativeFlux } from "../native.js";
 import { Fields } from "./fields.js";
 import type { FluxConfig, WeightDType } from "./types.js";
-import { type Source, type SourceOf, type TensorPlaces, loadWeights, placesIn, weightFiles } from "./weights.js";
+import {
+  loadWeights,
+  placesIn,
+  type Source,
+  type SourceOf,
+  type TensorPlaces,
+  weightFiles,
+} from "./weights.js";
 
 /** FLUX.1-dev as published; a BFL file without a config.json beside it is taken for this. */
 const FLUX_DEV: FluxConfig = {
@@ -33,7 +40,8 @@ export async function readFluxConfig(path: string): Promise<FluxConfig> {
   }
   const inChannels = fields.count("in_channels", FLUX_DEV.inChannels);
   const axes = fields.counts("axes_dims_rope", FLUX_DEV.axesDimsRope);
-  if (axes.length !== 3) throw new DanceError("ERR_CONFIG", `${path}: axes_dims_rope: expected 3 numbers, got ${axes.length}`);
+  if (axes.length !== 3)
+    throw new DanceError("ERR_CONFIG", `${path}: axes_dims_rope: expected 3 numbers, got ${axes.length}`);
   return {
     inChannels,
     outChannels: fields.count("out_channels", inChannels),
@@ -127,7 +135,9 @@ export function bflModule(module: string): BflRows | undefined {
   const block = /^(single_)?transformer_blocks\.(\d+)\.(.+)$/.exec(module);
   if (!block) return TOP[module];
   const inside = (block[1] ? SINGLE : DOUBLE)[block[3]!];
-  return inside && { ...inside, module: `${block[1] ? "single" : "double"}_blocks.${block[2]}.${inside.module}` };
+  return (
+    inside && { ...inside, module: `${block[1] ? "single" : "double"}_blocks.${block[2]}.${inside.module}` }
+  );
 }
 
 /** Every diffusers module that is kept in the BFL module `name`, in the order of its rows. For adapters made for BFL names. */
@@ -163,7 +173,13 @@ const COMFY_PREFIX = "model.diffusion_model.";
 /** Counts that a BFL file tells by itself: blocks and the guidance embedder. */
 function configOfBflFile(places: TensorPlaces): FluxConfig {
   const blocks = (kind: string) =>
-    1 + Math.max(-1, ...[...places.keys()].map((name) => Number(new RegExp(`^${kind}_blocks\\.(\\d+)\\.`).exec(name)?.[1] ?? -1)));
+    1 +
+    Math.max(
+      -1,
+      ...[...places.keys()].map((name) =>
+        Number(new RegExp(`^${kind}_blocks\\.(\\d+)\\.`).exec(name)?.[1] ?? -1),
+      ),
+    );
   const inChannels = places.get("img_in.weight")?.shape[1] ?? FLUX_DEV.inChannels;
   return {
     ...FLUX_DEV,
@@ -225,7 +241,9 @@ export async function loadFluxFile(
   weights: WeightDType,
   signal?: AbortSignal,
 ): Promise<LoadedFlux> {
-  const places = placesIn([file], (name) => (name.startsWith(COMFY_PREFIX) ? name.slice(COMFY_PREFIX.length) : name));
+  const places = placesIn([file], (name) =>
+    name.startsWith(COMFY_PREFIX) ? name.slice(COMFY_PREFIX.length) : name,
+  );
   const configPath = join(dirname(file), "config.json");
   const config = await readFluxConfig(configPath).catch((error: DanceError) => {
     if (error.code === "ERR_FILE") return configOfBflFile(places);

@@ -25,7 +25,8 @@ interface Adapter {
 function readMatrix(path: string, name: string): Matrix {
   const { shape, values } = native().readTensor(path, name);
   const flat = shape.filter((dim, axis) => axis < 2 || dim !== 1); // kohya keeps 1x1 convolutions as such
-  if (flat.length !== 2) throw new DanceError("ERR_LORA", `${path}: ${name}: expected a matrix, got [${shape.join(", ")}]`);
+  if (flat.length !== 2)
+    throw new DanceError("ERR_LORA", `${path}: ${name}: expected a matrix, got [${shape.join(", ")}]`);
   return { rows: flat[0]!, columns: flat[1]!, values };
 }
 
@@ -65,7 +66,10 @@ function peftScale(metadata: Record<string, string>, path: string): (module: str
     const own = Object.entries(pattern).find(([key]) => module === key || module.endsWith(`.${key}`))?.[1];
     const alpha = own ?? whole ?? rank;
     if (typeof alpha !== "number" || !Number.isFinite(alpha)) {
-      throw new DanceError("ERR_LORA", `${path}: lora_alpha: expected a number, got ${JSON.stringify(alpha)}`);
+      throw new DanceError(
+        "ERR_LORA",
+        `${path}: lora_alpha: expected a number, got ${JSON.stringify(alpha)}`,
+      );
     }
     return alpha / (field("use_rslora") === true ? Math.sqrt(rank) : rank);
   };
@@ -76,9 +80,14 @@ function readPeft(path: string, names: string[], metadata: Record<string, string
   const scaleOf = peftScale(metadata, path);
   const adapters = new Map<string, Adapter>();
   for (const module of modules) {
-    const nameOf = (letter: string) => names.find((name) => PEFT.exec(name)?.[1] === module && PEFT.exec(name)?.[2] === letter);
+    const nameOf = (letter: string) =>
+      names.find((name) => PEFT.exec(name)?.[1] === module && PEFT.exec(name)?.[2] === letter);
     const [a, b] = [nameOf("A"), nameOf("B")];
-    if (!a || !b) throw new DanceError("ERR_LORA", `${path}: ${module}: expected lora_A and lora_B, got ${a ? "only A" : "only B"}`);
+    if (!a || !b)
+      throw new DanceError(
+        "ERR_LORA",
+        `${path}: ${module}: expected lora_A and lora_B, got ${a ? "only A" : "only B"}`,
+      );
     const matrixA = readMatrix(path, a);
     adapters.set(module, { a: matrixA, b: readMatrix(path, b), scale: scaleOf(module, matrixA.rows) });
   }
@@ -89,14 +98,28 @@ function readPeft(path: string, names: string[], metadata: Record<string, string
 function kohyaModules(config: FluxConfig): Map<string, string> {
   const known = new Map<string, string>();
   const add = (module: string | undefined) => module && known.set(module.replaceAll(".", "_"), module);
-  const inDouble = ["img_mod.lin", "txt_mod.lin", "img_attn.qkv", "txt_attn.qkv", "img_attn.proj", "txt_attn.proj", "img_mlp.0", "img_mlp.2", "txt_mlp.0", "txt_mlp.2"];
+  const inDouble = [
+    "img_mod.lin",
+    "txt_mod.lin",
+    "img_attn.qkv",
+    "txt_attn.qkv",
+    "img_attn.proj",
+    "txt_attn.proj",
+    "img_mlp.0",
+    "img_mlp.2",
+    "txt_mlp.0",
+    "txt_mlp.2",
+  ];
   const inSingle = ["modulation.lin", "linear1", "linear2"];
   for (let i = 0; i < config.numLayers; i++) for (const name of inDouble) add(`double_blocks.${i}.${name}`);
-  for (let i = 0; i < config.numSingleLayers; i++) for (const name of inSingle) add(`single_blocks.${i}.${name}`);
+  for (let i = 0; i < config.numSingleLayers; i++)
+    for (const name of inSingle) add(`single_blocks.${i}.${name}`);
   for (const embedder of ["timestep", "guidance", "text"]) {
-    for (const layer of [1, 2]) add(bflModule(`time_text_embed.${embedder}_embedder.linear_${layer}`)?.module);
+    for (const layer of [1, 2])
+      add(bflModule(`time_text_embed.${embedder}_embedder.linear_${layer}`)?.module);
   }
-  for (const module of ["x_embedder", "context_embedder", "norm_out.linear", "proj_out"]) add(bflModule(module)?.module);
+  for (const module of ["x_embedder", "context_embedder", "norm_out.linear", "proj_out"])
+    add(bflModule(module)?.module);
   return known;
 }
 
@@ -104,7 +127,9 @@ function readKohya(path: string, names: string[], config: FluxConfig): Map<strin
   const known = kohyaModules(config);
   const width = config.attentionHeadDim * config.numAttentionHeads;
   const adapters = new Map<string, Adapter>();
-  for (const flat of new Set(names.map((name) => KOHYA.exec(name)?.[1]).filter((module) => module !== undefined))) {
+  for (const flat of new Set(
+    names.map((name) => KOHYA.exec(name)?.[1]).filter((module) => module !== undefined),
+  )) {
     const bfl = known.get(flat);
     if (!bfl) throw new DanceError("ERR_LORA", `${path}: lora_unet_${flat}: expected a module of FLUX`);
     const a = readMatrix(path, `lora_unet_${flat}.lora_down.weight`);
@@ -125,7 +150,10 @@ function readAdapters(path: string, config: FluxConfig): Map<string, Adapter> {
   const names = tensors.map((tensor) => tensor.name);
   const strange = names.find((name) => !PEFT.test(name) && !KOHYA.test(name));
   if (strange !== undefined || names.length === 0) {
-    throw new DanceError("ERR_LORA", `${path}: expected an adapter in the PEFT or kohya layout, got ${strange ?? "no tensors"}`);
+    throw new DanceError(
+      "ERR_LORA",
+      `${path}: expected an adapter in the PEFT or kohya layout, got ${strange ?? "no tensors"}`,
+    );
   }
   return KOHYA.test(names[0]!) ? readKohya(path, names, config) : readPeft(path, names, metadata);
 }
@@ -140,7 +168,8 @@ function paddedRows({ rows, columns, values }: Matrix, wanted: number): Float32A
 function paddedColumns({ rows, columns, values }: Matrix, wanted: number, scale: number): Float32Array {
   const padded = new Float32Array(rows * wanted);
   for (let row = 0; row < rows; row++) {
-    for (let column = 0; column < columns; column++) padded[row * wanted + column] = values[row * columns + column]! * scale;
+    for (let column = 0; column < columns; column++)
+      padded[row * wanted + column] = values[row * columns + column]! * scale;
   }
   return padded;
 }
@@ -151,7 +180,12 @@ function paddedColumns({ rows, columns, values }: Matrix, wanted: number, scale:
  * @returns the adapted modules.
  * @throws {DanceError} `ERR_LORA` for a layout, module or shape that does not fit.
  */
-export async function loadLora(model: NativeFlux, config: FluxConfig, path: string, signal?: AbortSignal): Promise<string[]> {
+export async function loadLora(
+  model: NativeFlux,
+  config: FluxConfig,
+  path: string,
+  signal?: AbortSignal,
+): Promise<string[]> {
   try {
     const adapters = readAdapters(path, config);
     const rank = Math.max(...[...adapters.values()].map((adapter) => adapter.a.rows));
@@ -159,7 +193,10 @@ export async function loadLora(model: NativeFlux, config: FluxConfig, path: stri
     await runJob(model.addLora({ rank, alpha: rank, modules, seed: 0n }), signal);
     for (const [module, { a, b, scale }] of adapters) {
       if (b.columns !== a.rows) {
-        throw new DanceError("ERR_LORA", `${path}: ${module}: expected B with ${a.rows} columns, got ${b.columns}`);
+        throw new DanceError(
+          "ERR_LORA",
+          `${path}: ${module}: expected B with ${a.rows} columns, got ${b.columns}`,
+        );
       }
       await runJob(model.write(`${module}.lora_A.weight`, paddedRows(a, rank)), signal);
       await runJob(model.write(`${module}.lora_B.weight`, paddedColumns(b, rank, scale)), signal);

@@ -95,11 +95,17 @@ class FluxPipeline implements Pipeline {
   async encodePrompts(prompts: string[], signal?: AbortSignal): Promise<PromptEmbedding[]> {
     const encoders = this.#encoders;
     if (!encoders) {
-      throw new DanceError("ERR_FREED", "pipeline: the text encoders were freed; encode prompts before freeTextEncoders()");
+      throw new DanceError(
+        "ERR_FREED",
+        "pipeline: the text encoders were freed; encode prompts before freeTextEncoders()",
+      );
     }
     const embeddings: PromptEmbedding[] = [];
     for (const prompt of prompts) {
-      const { hidden, pooled } = await runJob(encoders.clip.encode(encoders.clipTokenizer.encode(prompt), 1), signal);
+      const { hidden, pooled } = await runJob(
+        encoders.clip.encode(encoders.clipTokenizer.encode(prompt), 1),
+        signal,
+      );
       hidden.dispose();
       const text = await runJob(encoders.t5.encode(encoders.t5Tokenizer.encode([prompt]), 1), signal);
       embeddings.push(new Embedding(text.hidden, pooled!));
@@ -113,7 +119,12 @@ class FluxPipeline implements Pipeline {
     this.#encoders = undefined;
   }
 
-  decode(latents: NativeTensor, gridRows: number, gridColumns: number, signal?: AbortSignal): Promise<NativeTensor> {
+  decode(
+    latents: NativeTensor,
+    gridRows: number,
+    gridColumns: number,
+    signal?: AbortSignal,
+  ): Promise<NativeTensor> {
     return runJob(this.#vae.model.decode(latents, gridRows, gridColumns), signal);
   }
 
@@ -158,16 +169,31 @@ async function loadEncoders(
   return { clip, t5, clipTokenizer, t5Tokenizer };
 }
 
-async function loadTransformer(folder: string, weights: WeightDType, { device, signal, transformer }: LoadOptions) {
+async function loadTransformer(
+  folder: string,
+  weights: WeightDType,
+  { device, signal, transformer }: LoadOptions,
+) {
   if (transformer !== undefined) return loadFluxFolder(device, transformer, weights, signal);
   const diffusers = join(folder, "transformer");
   if (await isFolder(diffusers)) return loadFluxFolder(device, diffusers, weights, signal);
-  const file = await firstFile(folder, ["flux1-dev.safetensors", "flux1-schnell.safetensors", "flux1.safetensors"]);
+  const file = await firstFile(folder, [
+    "flux1-dev.safetensors",
+    "flux1-schnell.safetensors",
+    "flux1.safetensors",
+  ]);
   if (file) return loadFluxFile(device, file, weights, signal);
-  throw new DanceError("ERR_FILE", `${folder}: expected a transformer/ folder or flux1-dev.safetensors, found neither`);
+  throw new DanceError(
+    "ERR_FILE",
+    `${folder}: expected a transformer/ folder or flux1-dev.safetensors, found neither`,
+  );
 }
 
-async function loadVae(folder: string, weights: WeightDType, { device, signal }: LoadOptions): Promise<LoadedVae> {
+async function loadVae(
+  folder: string,
+  weights: WeightDType,
+  { device, signal }: LoadOptions,
+): Promise<LoadedVae> {
   const diffusers = join(folder, "vae");
   if (await isFolder(diffusers)) return loadVaeFolder(device, diffusers, weights, signal);
   const file = await firstFile(folder, ["ae.safetensors"]);
@@ -182,7 +208,8 @@ async function loadVae(folder: string, weights: WeightDType, { device, signal }:
  * @throws {DanceError} `ERR_FILE`, `ERR_CONFIG`, `ERR_WEIGHTS`, `ERR_SAFETENSORS`, `ERR_TOKENIZER`: what is missing or does not fit, by name.
  */
 export async function loadPipeline(folder: string, options: LoadOptions): Promise<Pipeline> {
-  if (!(await isFolder(folder))) throw new DanceError("ERR_FILE", `${folder}: expected a folder with a FLUX pipeline`);
+  if (!(await isFolder(folder)))
+    throw new DanceError("ERR_FILE", `${folder}: expected a folder with a FLUX pipeline`);
   const { device, onProgress } = options;
   const weights = options.dtype ?? (device.name === "cpu" ? "f32" : "bf16");
   const made: { dispose(): void }[] = [];
@@ -201,7 +228,11 @@ export async function loadPipeline(folder: string, options: LoadOptions): Promis
       );
     }
     const encoders = await loadEncoders(folder, config, weights, options);
-    return new FluxPipeline({ device, folder, config, scheduler, weights, transformer: model }, vae, encoders);
+    return new FluxPipeline(
+      { device, folder, config, scheduler, weights, transformer: model },
+      vae,
+      encoders,
+    );
   } catch (error) {
     for (const part of made) part.dispose();
     throw error;

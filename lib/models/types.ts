@@ -50,6 +50,11 @@ export interface Pipeline extends Disposable {
   /** Gives the text encoders' memory back; embeddings made before stay. */
   freeTextEncoders(): void;
   /** Packed latents [B, L, C] -> pictures [B, 3, h, w] about -1 to 1. */
-  decode(latents: NativeTensor, gridRows: number, gridColumns: number, signal?: AbortSignal): Promise<NativeTensor>;
+  decode(
+    latents: NativeTensor,
+    gridRows: number,
+    gridColumns: number,
+    signal?: AbortSignal,
+  ): Promise<NativeTensor>;
   dispose(): void;
 }

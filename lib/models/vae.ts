@@ -5,7 +5,14 @@ import { DanceError } from "../errors.js";
 import type { NativeVae, VaeConfigNative } from "../native.js";
 import { Fields } from "./fields.js";
 import type { WeightDType } from "./types.js";
-import { type Source, type SourceOf, type TensorPlaces, loadWeights, placesIn, weightFiles } from "./weights.js";
+import {
+  loadWeights,
+  placesIn,
+  type Source,
+  type SourceOf,
+  type TensorPlaces,
+  weightFiles,
+} from "./weights.js";
 
 /** FLUX.1's autoencoder as published. */
 const FLUX_VAE: VaeConfigNative = {
@@ -58,7 +65,10 @@ function bflSource(config: VaeConfigNative): SourceOf {
   return (parameter): Source => {
     // BFL counts the decoder's levels from the other end.
     let tensor = parameter
-      .replace(/\.up_blocks\.(\d+)\.resnets\.(\d+)\./, (_, up, resnet) => `.up.${last - Number(up)}.block.${resnet}.`)
+      .replace(
+        /\.up_blocks\.(\d+)\.resnets\.(\d+)\./,
+        (_, up, resnet) => `.up.${last - Number(up)}.block.${resnet}.`,
+      )
       .replace(/\.up_blocks\.(\d+)\.upsamplers\.0\./, (_, up) => `.up.${last - Number(up)}.upsample.`);
     for (const [ours, theirs] of RENAMED) tensor = tensor.replace(ours, theirs);
     return { tensor };

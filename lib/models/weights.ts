@@ -1,5 +1,5 @@
 /** Finding the tensors of a model: single files, sharded files with an index, `.pt` files; and planning where their numbers go. */
-import { readFile, readdir, stat } from "node:fs/promises";
+import { readdir, readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { DanceError } from "../errors.js";
 import { type LoadItem, type NativeModel, native, runJob } from "../native.js";
@@ -18,7 +18,10 @@ export interface TensorPlace {
 export type TensorPlaces = Map<string, TensorPlace>;
 
 /** Tensors of some files under one roof. `rename` may drop a tensor by answering undefined. A name in two files: `ERR_WEIGHTS`. */
-export function placesIn(files: string[], rename: (name: string) => string | undefined = (name) => name): TensorPlaces {
+export function placesIn(
+  files: string[],
+  rename: (name: string) => string | undefined = (name) => name,
+): TensorPlaces {
   const places: TensorPlaces = new Map();
   for (const file of files) {
     for (const { name, dtype, shape } of inspect(file)) {
@@ -26,7 +29,10 @@ export function placesIn(files: string[], rename: (name: string) => string | und
       if (known === undefined) continue;
       const earlier = places.get(known);
       if (earlier) {
-        throw new DanceError("ERR_WEIGHTS", `${known}: expected it once, got it in ${earlier.file} and in ${file}`);
+        throw new DanceError(
+          "ERR_WEIGHTS",
+          `${known}: expected it once, got it in ${earlier.file} and in ${file}`,
+        );
       }
       places.set(known, { file, tensor: name, dtype, shape });
     }
@@ -64,10 +70,14 @@ export async function weightFiles(folder: string, base: string): Promise<string[
   const map = (await Fields.read(index)).raw("weight_map");
   const names = map !== null && typeof map === "object" ? Object.values(map) : [];
   const shards = [...new Set(names)].map(String);
-  if (shards.length === 0) throw new DanceError("ERR_WEIGHTS", `${index}: expected a weight_map that names files`);
+  if (shards.length === 0)
+    throw new DanceError("ERR_WEIGHTS", `${index}: expected a weight_map that names files`);
   for (const shard of shards) {
     if (shard !== shard.split(/[/\\]/).at(-1) || shard.startsWith(".")) {
-      throw new DanceError("ERR_WEIGHTS", `${index}: expected names of files beside it, got ${JSON.stringify(shard)}`);
+      throw new DanceError(
+        "ERR_WEIGHTS",
+        `${index}: expected names of files beside it, got ${JSON.stringify(shard)}`,
+      );
     }
   }
   return shards.map((shard) => join(folder, shard)).sort();
@@ -122,7 +132,8 @@ export async function loadWeights(
 }
 
 function missingTensors(kind: string, missing: string[], places: TensorPlaces): DanceError {
-  const shown = missing.slice(0, 5).join(", ") + (missing.length > 5 ? ` and ${missing.length - 5} more` : "");
+  const shown =
+    missing.slice(0, 5).join(", ") + (missing.length > 5 ? ` and ${missing.length - 5} more` : "");
   const files = [...new Set([...places.values()].map((place) => place.file))].join(", ");
   return new DanceError("ERR_WEIGHTS", `${kind}: expected tensors that are missing: ${shown}`, {
     hint: `looked in ${files || "no files"}`,

@@ -6,7 +6,7 @@
 import { createHash } from "node:crypto";
 import { DanceError } from "../errors.js";
 import type { Pipeline, PromptEmbedding } from "../models/types.js";
-import { type NativeTensor, type NoiseKey, type StepKind, runJob } from "../native.js";
+import { type NativeTensor, type NoiseKey, runJob, type StepKind } from "../native.js";
 import { networkGuidance, networkTimestep, sigmaSchedule } from "./schedule.js";
 
 /** Keeps draws for different purposes apart. */
@@ -170,7 +170,13 @@ export async function sampleBatch(
   const shared = sharedEmbeddings(rows);
   const steps: TakenStep[] = [];
   const alive = new Set<NativeTensor>();
-  let latents = await runJob(pipeline.device.handle.noise(rows.map((row) => row.initial), shape), signal);
+  let latents = await runJob(
+    pipeline.device.handle.noise(
+      rows.map((row) => row.initial),
+      shape,
+    ),
+    signal,
+  );
   alive.add(latents);
   try {
     for (let step = 0; step < plan.kinds.length; step++) {

@@ -22,10 +22,17 @@ function descending(steps: number): number[] {
  *
  * @param tokens image tokens (grid rows times columns); used by the dynamic shift only.
  */
-export function sigmaSchedule(steps: number, shift: number | "dynamic", tokens: number, scheduler?: SchedulerConfig): Float32Array {
-  if (!Number.isInteger(steps) || steps < 1) throw new DanceError("ERR_OPTION", `steps: expected 1 or more, got ${steps}`);
+export function sigmaSchedule(
+  steps: number,
+  shift: number | "dynamic",
+  tokens: number,
+  scheduler?: SchedulerConfig,
+): Float32Array {
+  if (!Number.isInteger(steps) || steps < 1)
+    throw new DanceError("ERR_OPTION", `steps: expected 1 or more, got ${steps}`);
   if (shift === "dynamic") return dynamicSchedule(steps, tokens, scheduler);
-  if (!(shift > 0)) throw new DanceError("ERR_OPTION", `shift: expected a number above 0 or "dynamic", got ${shift}`);
+  if (!(shift > 0))
+    throw new DanceError("ERR_OPTION", `shift: expected a number above 0 or "dynamic", got ${shift}`);
   return Float32Array.from(descending(steps), (t) => f32(f32(shift * t) / f32(1 + f32(f32(shift - 1) * t))));
 }
 

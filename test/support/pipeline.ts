@@ -31,7 +31,12 @@ function writeClipTokenizer(folder: string): void {
 }
 
 function writeT5Tokenizer(folder: string): void {
-  const pieces: [string, number][] = [["<pad>", 0], ["</s>", 0], ["<unk>", 0], ["\u2581", -2]];
+  const pieces: [string, number][] = [
+    ["<pad>", 0],
+    ["</s>", 0],
+    ["<unk>", 0],
+    ["\u2581", -2],
+  ];
   for (const letter of LETTERS) pieces.push([letter, -3]);
   writeJson(folder, "tokenizer.json", {
     version: "1.0",
@@ -65,6 +70,10 @@ export function writeSmallPipeline(folder: string, options: ModelOptions = {}): 
 }
 
 /** Writes and loads one. */
-export async function smallPipeline(device: Device, folder: string, options: ModelOptions = {}): Promise<Pipeline> {
+export async function smallPipeline(
+  device: Device,
+  folder: string,
+  options: ModelOptions = {},
+): Promise<Pipeline> {
   return loadPipeline(writeSmallPipeline(folder, options), { device, dtype: "f32" });
 }

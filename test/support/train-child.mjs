@@ -11,7 +11,8 @@ const { GrpoTrainer } = await load("grpo/trainer.js");
 
 const brightness = {
   name: "brightness",
-  score: async ({ pictures }) => (await pictures()).map(({ data }) => data.reduce((sum, byte) => sum + byte, 0) / data.length / 255),
+  score: async ({ pictures }) =>
+    (await pictures()).map(({ data }) => data.reduce((sum, byte) => sum + byte, 0) / data.length / 255),
 };
 
 const device = openDevice("cpu", { threads: 2 });
@@ -28,6 +29,7 @@ const trainer = new GrpoTrainer({
   evaluation: { every: 2, prompts: ["peach"], steps: 2 },
   output: { folder, checkpointEvery: 1, keep: 2 },
 });
-for await (const { iteration, reward } of trainer.run()) console.log(JSON.stringify({ iteration, reward: reward.mean }));
+for await (const { iteration, reward } of trainer.run())
+  console.log(JSON.stringify({ iteration, reward: reward.mean }));
 pipeline.dispose();
 device.dispose();
