@@ -24,8 +24,9 @@ enum BinaryRow {
 DANCEFLUX_BINARY_OPS(DF_SAME)
 #undef DF_SAME
 
-template <class T>
-void fill_elements(ThreadPool& threads, const Tensor& out, T value) {
+/// `dense` fills a dense run.
+template <class T, class Dense>
+void fill_elements(ThreadPool& threads, const Tensor& out, T value, const Dense& dense) {
   const auto walk = walk_elements<1>({&out});
   T* base = out.data<T>();
   const std::int64_t step = walk.inner_stride(0);
@@ -33,7 +34,7 @@ void fill_elements(ThreadPool& threads, const Tensor& out, T value) {
     for_runs(walk, begin, end, [&](const std::array<std::int64_t, 1>& offset, std::int64_t count) {
       T* at = base + offset[0];
       if (step == 1) {
-        std::fill_n(at, count, value);
+        dense(at, count);
       } else {
         for (std::int64_t i = 0; i < count; ++i) at[i * step] = value;
       }
@@ -41,11 +42,17 @@ void fill_elements(ThreadPool& threads, const Tensor& out, T value) {
   });
 }
 
+template <class T>
+void fill_elements(ThreadPool& threads, const Tensor& out, T value) {
+  fill_elements(threads, out, value, [value](T* at, std::int64_t count) { std::fill_n(at, count, value); });
+}
+
 }  // namespace
 
 void CpuBackend::fill(const Tensor& out, float value) {
   switch (out.dtype()) {
-    case DType::f32: return fill_elements(threads_, out, value);
+    case DType::f32:
+      return fill_elements(threads_, out, value, [&](float* at, std::int64_t n) { rows_.elementwise->fill(at, value, n); });
     case DType::bf16: return fill_elements(threads_, out, f32_to_bf16(value));
     case DType::f16: return fill_elements(threads_, out, f32_to_f16(value));
     case DType::f64: return fill_elements(threads_, out, static_cast<double>(value));

@@ -15,7 +15,22 @@ struct BatchRows {
   std::int64_t batch_step, row_step;
   explicit BatchRows(const Tensor& x) : base(x.data<float>()), batch_step(x.strides()[0]), row_step(x.rank() > 2 ? x.strides()[1] : 0) {}
   float* at(std::int64_t batch, std::int64_t row = 0) const { return base + batch * batch_step + row * row_step; }
+  Rows rows(std::int64_t batch, std::int64_t row) const { return {at(batch, row), row_step}; }
+  ConstRows const_rows(std::int64_t batch, std::int64_t row) const { return {at(batch, row), row_step}; }
 };
+
+/// body(batch, first token, tokens) over all tokens, cut where the batch entry ends and wherever threads like.
+template <class Body>
+void for_token_runs(ThreadPool& threads, const Tensor& x, std::int64_t work, const Body& body) {
+  const std::int64_t tokens = x.dim(1);
+  for_ranges(threads, x.dim(0) * tokens, work, [&](std::int64_t begin, std::int64_t end, int) {
+    while (begin < end) {
+      const std::int64_t token = begin % tokens, count = std::min(tokens - token, end - begin);
+      body(begin / tokens, token, count);
+      begin += count;
+    }
+  });
+}
 
 /// body(batch, first token, tokens, block) over fixed blocks of each batch entry's tokens.
 template <class Body>
@@ -55,12 +70,10 @@ Declined CpuBackend::modulated_norm(const Tensor& out, const Tensor& mean, const
   const BatchRows source(from), target(to.tensor()), weights(weight), biases(bias);
   const std::int64_t tokens = x.dim(1), width = x.dim(2);
   float *const means = mean.data<float>(), *const rstds = rstd.data<float>();
-  for_ranges(threads_, x.dim(0) * tokens, width * 2, [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t row = begin; row < end; ++row) {
-      const std::int64_t batch = row / tokens, token = row % tokens;
-      rows_.norm->layer(target.at(batch, token), means + row, rstds + row, source.at(batch, token), width, weights.at(batch),
-                        biases.at(batch), eps);
-    }
+  for_token_runs(threads_, x, width * 2, [&](std::int64_t batch, std::int64_t token, std::int64_t count) {
+    const std::int64_t row = batch * tokens + token;
+    rows_.norm->layer(target.rows(batch, token), means + row, rstds + row, source.const_rows(batch, token), count, width,
+                      weights.at(batch), biases.at(batch), eps);
   });
   to.finish();
   return {};
@@ -84,11 +97,9 @@ Declined CpuBackend::modulated_norm_backward(const Tensor& dx, const Tensor& dsc
     float* const shift_share = shift_parts.data<float>() + block * width;
     std::fill_n(scale_share, width, 0.0f);
     std::fill_n(shift_share, width, 0.0f);
-    for (std::int64_t token = first; token < first + count; ++token) {
-      const std::int64_t row = batch * tokens + token;
-      rows_.norm->backward(target.at(batch, token), scale_share, shift_share, d.at(batch, token), source.at(batch, token), width,
-                           means[row], rstds[row], weights.at(batch), false);
-    }
+    const std::int64_t row = batch * tokens + first;
+    rows_.norm->backward(target.rows(batch, first), scale_share, shift_share, d.const_rows(batch, first),
+                         source.const_rows(batch, first), count, width, means + row, rstds + row, weights.at(batch));
   });
   to.finish();
   if (dscale.defined()) sum_token_blocks(dscale, scale_parts, blocks);
@@ -101,10 +112,9 @@ Declined CpuBackend::gated_residual(const Tensor& out, const Tensor& x, const Te
   const Tensor residual = dense_rows(x), branch = dense_rows(y), gates = dense_rows(gate);
   DenseOutput to(*this, out);
   const BatchRows x_rows(residual), y_rows(branch), gate_rows(gates), target(to.tensor());
-  const std::int64_t tokens = x.dim(1), width = x.dim(2);
-  for_ranges(threads_, x.dim(0) * tokens, width, [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t row = begin; row < end; ++row) {
-      const std::int64_t batch = row / tokens, token = row % tokens;
+  const std::int64_t width = x.dim(2);
+  for_token_runs(threads_, x, width, [&](std::int64_t batch, std::int64_t first, std::int64_t count) {
+    for (std::int64_t token = first; token < first + count; ++token) {
       rows_.elementwise->gated_add(target.at(batch, token), x_rows.at(batch, token), gate_rows.at(batch), y_rows.at(batch, token),
                                    width);
     }

@@ -112,12 +112,16 @@ void CpuBackend::norm_rows(const Tensor& out, const Tensor& mean, const Tensor& 
   float* const rstds = rstd.data<float>();
   const float* const base = from.data<float>();
   for_ranges(threads_, walk.total, n * 2, [&](std::int64_t begin, std::int64_t end, int) {
-    for_items(walk, begin, end, [&](std::int64_t row, const std::array<std::int64_t, 2>& at) {
+    std::int64_t row = begin;
+    for_runs(walk, begin, end, [&](const std::array<std::int64_t, 2>& at, std::int64_t rows) {
+      const Rows target{y + at[0], walk.inner_stride(0)};
+      const ConstRows source{base + at[1], walk.inner_stride(1)};
       if (args.kind == NormKind::rms) {
-        rows_.norm->rms(y + at[0], rstds + row, base + at[1], n, dense_data(w), dense_data(b), args.eps);
+        rows_.norm->rms(target, rstds + row, source, rows, n, dense_data(w), dense_data(b), args.eps);
       } else {
-        rows_.norm->layer(y + at[0], means + row, rstds + row, base + at[1], n, dense_data(w), dense_data(b), args.eps);
+        rows_.norm->layer(target, means + row, rstds + row, source, rows, n, dense_data(w), dense_data(b), args.eps);
       }
+      row += rows;
     });
   });
   to.finish();
@@ -171,10 +175,12 @@ void CpuBackend::norm_rows_backward(const Tensor& dx, const Tensor& dweight, con
   const float *const means = dense_data(mean), *const rstds = rstd.data<float>();
   for_tasks(threads_, blocks, walk.total * n * 2, [&](std::int64_t block, int) {
     float *const dw = block_row(weight_parts, block), *const db = block_row(bias_parts, block);
-    const std::int64_t begin = block * kRowsPerBlock;
-    for_items(walk, begin, std::min(begin + kRowsPerBlock, walk.total), [&](std::int64_t row, const std::array<std::int64_t, 3>& at) {
-      rows_.norm->backward(to.tensor().data<float>() + at[0], dw, db, gradient.data<float>() + at[1], from.data<float>() + at[2], n,
-                           rms ? 0.0f : means[row], rstds[row], dense_data(w), rms);
+    std::int64_t row = block * kRowsPerBlock;
+    for_runs(walk, row, std::min(row + kRowsPerBlock, walk.total), [&](const std::array<std::int64_t, 3>& at, std::int64_t rows) {
+      rows_.norm->backward({to.tensor().data<float>() + at[0], walk.inner_stride(0)}, dw, db,
+                           {gradient.data<float>() + at[1], walk.inner_stride(1)}, {from.data<float>() + at[2], walk.inner_stride(2)},
+                           rows, n, rms ? nullptr : means + row, rstds + row, dense_data(w));
+      row += rows;
     });
   });
   to.finish();

@@ -15,7 +15,7 @@ namespace {
 
 constexpr std::int64_t kRowPiece = 4096;  // elements of a dense row whose sum is one piece
 constexpr std::int64_t kGather = 1024;    // the kernel's own block, so that gathering keeps its order
-constexpr std::int64_t kColumnChunk = 256;
+constexpr std::int64_t kColumnChunk = 1024;
 
 struct ReduceJob {
   ThreadPool& threads;

@@ -16,7 +16,8 @@ struct Heads {
   std::int64_t batch_step, token_step, head_step, tokens;
   explicit Heads(const Tensor& x)
       : base(x.data<float>()), batch_step(x.strides()[0]), token_step(x.strides()[1]), head_step(x.strides()[2]), tokens(x.dim(1)) {}
-  float* at(std::int64_t position) const { return base + position / tokens * batch_step + position % tokens * token_step; }
+  Rows at(std::int64_t position) const { return {base + position / tokens * batch_step + position % tokens * token_step, head_step}; }
+  ConstRows read(std::int64_t position) const { return {at(position).base, head_step}; }
 };
 
 /// Rows of the tables cos and sin [L, K/2], whose last axis is dense.
@@ -43,8 +44,7 @@ void CpuBackend::rope(const Tensor& out, const Tensor& x, const Tensor& cos, con
   const std::int64_t heads = x.dim(2), width = x.dim(3);
   for_ranges(threads_, x.dim(0) * x.dim(1), heads * width, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t p = begin; p < end; ++p) {
-      rows_.rope->rope(target.at(p), target.head_step, source.at(p), source.head_step, heads, width, cos_table.at(p),
-                       sin_table.at(p), inverse);
+      rows_.rope->rope(target.at(p), source.read(p), heads, width, cos_table.at(p), sin_table.at(p), inverse);
     }
   });
   to.finish();
@@ -62,8 +62,8 @@ Declined CpuBackend::qk_norm_rope(const Tensor& out, const Tensor& rstd, const T
   float* const rstds = rstd.data<float>();
   for_ranges(threads_, x.dim(0) * x.dim(1), heads * width * 2, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t p = begin; p < end; ++p) {
-      rows_.rope->qk_norm_rope(target.at(p), target.head_step, rstds + p * heads, source.at(p), source.head_step, heads, width,
-                               w.data<float>(), cos_table.at(p), sin_table.at(p), eps);
+      rows_.rope->qk_norm_rope(target.at(p), rstds + p * heads, source.read(p), heads, width, w.data<float>(), cos_table.at(p),
+                               sin_table.at(p), eps);
     }
   });
   to.finish();
@@ -91,8 +91,8 @@ Declined CpuBackend::qk_norm_rope_backward(const Tensor& dx, const Tensor& dweig
     std::fill_n(share, width, 0.0f);
     const std::int64_t begin = block * kPositionsPerBlock;
     for (std::int64_t p = begin; p < std::min(begin + kPositionsPerBlock, positions); ++p) {
-      rows_.rope->qk_norm_rope_backward(target.at(p), target.head_step, share, d.at(p), d.head_step, source.at(p), source.head_step,
-                                        rstds + p * heads, heads, width, w.data<float>(), cos_table.at(p), sin_table.at(p));
+      rows_.rope->qk_norm_rope_backward(target.at(p), share, d.read(p), source.read(p), rstds + p * heads, heads, width,
+                                        w.data<float>(), cos_table.at(p), sin_table.at(p));
     }
   });
   to.finish();

@@ -31,6 +31,7 @@ struct ElementwiseRows {
   void (*gated_add)(float* out, const float* x, const float* gate, const float* y, std::int64_t n);
   /// dy = gate * dout; dgate += dout * y
   void (*gated_add_backward)(float* dgate, float* dy, const float* dout, const float* gate, const float* y, std::int64_t n);
+  void (*fill)(float* out, float value, std::int64_t n);
 };
 
 /// AdamW's numbers of one step, from doubles.
@@ -49,16 +50,27 @@ struct ConvertRows {
                    const AdamWStep& step);
 };
 
+/// Dense rows that lie `step` elements apart. Kernels that take several work on a few of them at a time: what one row's sums wait for,
+/// the next row's can be computed in.
+struct Rows {
+  float* base;
+  std::int64_t step;
+};
+struct ConstRows {
+  const float* base;
+  std::int64_t step;
+};
+
 /// What a reduction folds with.
 enum RowFold { kFoldSum, kFoldMax, kFoldSquares, kRowFolds };
 
 struct ReduceRows {
   /// One number of a row; blocks of fixed length in f32, their sums in f64.
   double (*row[kRowFolds])(const float* x, std::int64_t n);
-  /// out[j] = fold of x[i * x_step + j] over i < rows (f32, in the order of i); rows >= 1.
+  /// out[j] = fold of x[i * x_step + j] over i < rows, in a fixed order and in f32; rows >= 1.
   void (*columns[kRowFolds])(float* out, const float* x, std::int64_t x_step, std::int64_t rows, std::int64_t n);
-  void (*softmax)(float* out, const float* x, std::int64_t n);
-  void (*softmax_backward)(float* dx, const float* y, const float* dy, std::int64_t n);
+  void (*softmax)(Rows out, ConstRows x, std::int64_t rows, std::int64_t n);
+  void (*softmax_backward)(Rows dx, ConstRows y, ConstRows dy, std::int64_t rows, std::int64_t n);
 };
 
 /// Mean and sum of squared deviations of n numbers, in a form that joins with others.
@@ -68,15 +80,15 @@ struct Moments {
 
 struct NormRows {
   Moments (*moments)(const float* x, std::int64_t n);
-  /// out = (x - mean) * rstd * weight + bias; either may be null.
-  void (*normalize)(float* out, const float* x, std::int64_t n, float mean, float rstd, const float* weight, const float* bias);
-  /// As normalize over the row's own mean and 1 / sqrt(variance + eps), which are left in mean and rstd.
-  void (*layer)(float* out, float* mean, float* rstd, const float* x, std::int64_t n, const float* weight, const float* bias,
-                float eps);
-  void (*rms)(float* out, float* rstd, const float* x, std::int64_t n, const float* weight, const float* bias, float eps);
-  /// Adds this row's share to dweight and dbias (either may be null). `rms` leaves the mean out.
-  void (*backward)(float* dx, float* dweight, float* dbias, const float* dy, const float* x, std::int64_t n, float mean,
-                   float rstd, const float* weight, bool rms);
+  /// out = (x - mean) * rstd * weight + bias, by each row's own mean and rstd = 1 / sqrt(variance + eps), which are left in mean and
+  /// rstd [rows]; weight and bias [n] may be null.
+  void (*layer)(Rows out, float* mean, float* rstd, ConstRows x, std::int64_t rows, std::int64_t n, const float* weight,
+                const float* bias, float eps);
+  /// The same without the mean: out = x * rstd * weight + bias, rstd = 1 / sqrt(mean of squares + eps).
+  void (*rms)(Rows out, float* rstd, ConstRows x, std::int64_t rows, std::int64_t n, const float* weight, const float* bias, float eps);
+  /// Adds the rows' share to dweight and dbias (either may be null). mean is null for rms.
+  void (*backward)(Rows dx, float* dweight, float* dbias, ConstRows dy, ConstRows x, std::int64_t rows, std::int64_t n,
+                   const float* mean, const float* rstd, const float* weight);
   /// A stretch of one channel: one weight and bias for all of it.
   void (*channel)(float* out, const float* x, std::int64_t n, float mean, float rstd, float weight, float bias, bool silu);
   /// Sums of dy and of dy * (x - mean) * rstd.
@@ -89,16 +101,14 @@ struct NormRows {
 /// K of qk_norm_rope kernels is at most this.
 constexpr std::int64_t kMaxHeadWidth = 512;
 
-/// Heads of one token: `heads` rows of K, `step` elements apart in x, dout, ... cos and sin [K / 2].
+/// Heads of one token, rows of K = width. cos and sin [K / 2].
 struct RopeRows {
-  void (*rope)(float* out, std::int64_t out_step, const float* x, std::int64_t x_step, std::int64_t heads, std::int64_t width,
-               const float* cos, const float* sin, bool inverse);
-  void (*qk_norm_rope)(float* out, std::int64_t out_step, float* rstd, const float* x, std::int64_t x_step, std::int64_t heads,
-                       std::int64_t width, const float* weight, const float* cos, const float* sin, float eps);
-  /// Adds the token's share to dweight [K], which may be null.
-  void (*qk_norm_rope_backward)(float* dx, std::int64_t dx_step, float* dweight, const float* dout, std::int64_t dout_step,
-                                const float* x, std::int64_t x_step, const float* rstd, std::int64_t heads, std::int64_t width,
-                                const float* weight, const float* cos, const float* sin);
+  void (*rope)(Rows out, ConstRows x, std::int64_t heads, std::int64_t width, const float* cos, const float* sin, bool inverse);
+  void (*qk_norm_rope)(Rows out, float* rstd, ConstRows x, std::int64_t heads, std::int64_t width, const float* weight,
+                       const float* cos, const float* sin, float eps);
+  /// Adds the token's share to dweight [K].
+  void (*qk_norm_rope_backward)(Rows dx, float* dweight, ConstRows dout, ConstRows x, const float* rstd, std::int64_t heads,
+                                std::int64_t width, const float* weight, const float* cos, const float* sin);
 };
 
 struct RowKernels {

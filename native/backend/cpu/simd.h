@@ -153,6 +153,30 @@ DF_INLINE Vec sqrt(Vec v) {
 }
 
 DF_INLINE Vec abs(Vec v) { return from_bits(bits_of(v) & 0x7fffffff); }
+/// x no further up (down) than the limit; NaN stays.
+DF_INLINE Vec at_most(Vec x, Vec limit) {
+#if defined(__AVX512F__)
+  return _mm512_min_ps(limit, x);  // of a NaN and a number these give the second operand
+#elif defined(__AVX2__)
+  return _mm256_min_ps(limit, x);
+#elif defined(__x86_64__)
+  return _mm_min_ps(limit, x);
+#else
+  return select(x > limit, limit, x);
+#endif
+}
+DF_INLINE Vec at_least(Vec x, Vec limit) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(limit, x);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(limit, x);
+#elif defined(__x86_64__)
+  return _mm_max_ps(limit, x);
+#else
+  return select(x < limit, limit, x);
+#endif
+}
+DF_INLINE Vec within(Vec x, float limit) { return at_most(at_least(x, splat(-limit)), splat(limit)); }
 /// NaN of either operand survives.
 DF_INLINE Vec max_nan(Vec a, Vec b) { return select((a > b) | (a != a), a, b); }
 DF_INLINE Vec min_nan(Vec a, Vec b) { return select((a < b) | (a != a), a, b); }
@@ -180,10 +204,16 @@ DF_INLINE float sum_lanes(Vec v) {
 #endif
   return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
 }
+/// NaN survives.
 DF_INLINE float max_lanes(Vec v) {
-  float most = v[0];
-  for (int i = 1; i < kLanes; ++i) most = (most > v[i] || most != most) ? most : v[i];
-  return most;
+#if defined(__AVX512F__)
+  v = max_nan(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+  v = max_nan(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+#elif defined(__AVX2__)
+  v = max_nan(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
+#endif
+  const auto larger = [](float a, float b) { return a > b || a != a ? a : b; };
+  return larger(larger(v[0], v[1]), larger(v[2], v[3]));
 }
 
 /// Elements 2i and 2i + 1 trade places.
@@ -244,18 +274,44 @@ DF_INLINE HalfVec narrow_f16(Vec v) {
 #endif
 }
 
-/// body(i, load, store) for every vector of a row of n: full ones, then the tail through the same body.
-/// load(p) and store(p, v) take a row's base pointer.
+// What for_vectors hands to its body: get(p) reads and put(p, v) writes the current vector of the row that starts at p.
+struct WholeGet {
+  int64_t i;
+  DF_INLINE Vec operator()(const float* row) const { return load(row + i); }
+};
+struct WholePut {
+  int64_t i;
+  DF_INLINE void operator()(float* row, Vec v) const { store(row + i, v); }
+};
+struct TailGet {
+  int64_t i, count;
+  DF_INLINE Vec operator()(const float* row) const { return load_tail(row + i, count); }
+};
+struct TailPut {
+  int64_t i, count;
+  DF_INLINE void operator()(float* row, Vec v) const { store_tail(row + i, v, count); }
+};
+
+/// Asks for the element `ahead` further on, for kernels that pause between passes over a row while memory could work.
+DF_INLINE void prefetch(const WholeGet& get, const float* row, int64_t ahead) { __builtin_prefetch(row + get.i + ahead); }
+DF_INLINE void prefetch(const TailGet&, const float*, int64_t) {}
+
+/// body(get, put) for every vector of a row of n: full ones, then the tail through the same body.
 template <class Body>
 DF_INLINE void for_vectors(int64_t n, const Body& body) {
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    body([i](const float* p) { return load(p + i); }, [i](float* p, Vec v) { store(p + i, v); });
-  }
-  if (i < n) {
-    body([i, n](const float* p) { return load_tail(p + i, n - i); },
-         [i, n](float* p, Vec v) { store_tail(p + i, v, n - i); });
-  }
+  for (; i + kLanes <= n; i += kLanes) body(WholeGet{i}, WholePut{i});
+  if (i < n) body(TailGet{i, n - i}, TailPut{i, n - i});
+}
+
+/// Rows that a kernel takes at a time, for a row of n: as many as stay in the first cache.
+constexpr int kMaxGroup = 8;
+DF_INLINE int64_t group_size(int64_t n) { return n <= 128 ? 8 : n <= 512 ? 4 : 1; }
+
+/// body(first, count) over rows in groups of at most `size` <= kMaxGroup.
+template <class Body>
+DF_INLINE void for_groups(int64_t rows, int64_t size, const Body& body) {
+  for (int64_t first = 0; first < rows; first += size) body(first, rows - first < size ? rows - first : size);
 }
 
 }  // namespace

@@ -29,12 +29,24 @@ DF_INLINE Vec scale_by_power(Vec v, Vec n, IntVec n_int) {
 #endif
 }
 
+constexpr float kRounder = 0x1.8p23f;  // adding it rounds to an integer, which stands in the low bits then
+
+/// 2^(high + low) for |high| <= 250.
+DF_INLINE Vec exp2_with_tail(Vec high, Vec low) {
+  // 2^r = 1 + r p(r) for |r| <= 1/2
+  static const float kFactor[] = {0x1.62e430p-1f, 0x1.ebfbdcp-3f, 0x1.c6aed8p-5f, 0x1.3b2d68p-7f, 0x1.5f4706p-10f, 0x1.41f61ep-13f};
+  const Vec shifted = high + kRounder;
+  const Vec n = shifted - kRounder;
+  const Vec r = (high - n) + low;
+  const IntVec n_int = reinterpret_cast<IntVec>(unsigned_bits(shifted) - unsigned_bits(splat(kRounder)));
+  return scale_by_power(fma(r, horner(r, kFactor), splat(1.0f)), n, n_int);
+}
+
 /// exp(x + low), low being the part of the argument that did not fit in x.
 DF_INLINE Vec exp_with_tail(Vec x, Vec low) {
   constexpr float kLog2e = 1.44269504f, kLn2High = 0x1.62e400p-1f, kLn2Low = 0x1.7f7d1cp-20f;
-  constexpr float kRounder = 0x1.8p23f;                                // adding it rounds to an integer, in its low bits
   static const float kTail[] = {0x1.fffffcp-2f, 0x1.55548ap-3f, 0x1.555916p-5f, 0x1.123fc6p-7f, 0x1.6a1a6ep-10f};
-  x = select(x > 89.0f, splat(89.0f), select(x < -104.0f, splat(-104.0f), x));
+  x = at_most(at_least(x, splat(-104.0f)), splat(89.0f));
   const Vec shifted = fma(x, splat(kLog2e), splat(kRounder));
   const IntVec n_int = reinterpret_cast<IntVec>(unsigned_bits(shifted) - unsigned_bits(splat(kRounder)));
   const Vec n = shifted - kRounder;
@@ -65,19 +77,21 @@ DF_INLINE Vec log(Vec x) {
   return select((x < 0.0f) | (x != x), splat(__builtin_nanf("")), y);
 }
 
-/// 1 / (1 + exp(-(x + low))), accurate in both tails.
-DF_INLINE Vec sigmoid_with_tail(Vec x, Vec low) {
-  const Vec e = exp_with_tail(-abs(x), select(x < 0.0f, low, -low));
+/// 1 / (1 + exp(-x)), accurate in both tails.
+DF_INLINE Vec sigmoid(Vec x) {
+  const Vec e = exp(-abs(x));
   return select(x < 0.0f, e, splat(1.0f)) / (e + 1.0f);
 }
-DF_INLINE Vec sigmoid(Vec x) { return sigmoid_with_tail(x, zero()); }
+
+/// x sigmoid(x)
+DF_INLINE Vec silu(Vec x) { return x / (exp(-x) + 1.0f); }
 
 DF_INLINE Vec tanh(Vec x) {
   static const float kTail[] = {-0x1.555532p-2f, 0x1.110726p-3f, -0x1.b83c58p-5f, 0x1.522692p-6f, -0x1.75e1a8p-8f};
   const Vec magnitude = abs(x);
   const Vec square = x * x;
   const Vec small = fma(magnitude * square, horner(square, kTail), magnitude);  // |x| <= 0.625
-  const Vec large = 1.0f - 2.0f / (exp(magnitude + magnitude) + 1.0f);
+  const Vec large = 1.0f - 2.0f / (exp2_with_tail(at_most(magnitude, splat(10.0f)) * 0x1.715476p+1f, zero()) + 1.0f);
   const Vec y = select(magnitude < 0.625f, small, large);
   return from_bits(bits_of(y) | (bits_of(x) & static_cast<std::int32_t>(0x80000000u)));
 }
@@ -90,7 +104,7 @@ DF_INLINE Vec sech_squared(Vec x) {
 
 /// exp(-x^2 / 2), with the rounding of the square made good.
 DF_INLINE Vec exp_minus_half_square(Vec x) {
-  x = select(abs(x) > 16.0f, splat(16.0f), x);  // gives 0, and keeps the product finite
+  x = within(x, 16.0f);  // gives 0, and keeps the product finite
   const Vec square = x * x;
   return exp_with_tail(-0.5f * square, -0.5f * product_error(x, x, square));
 }
@@ -101,10 +115,7 @@ DF_INLINE Vec normal_tail_factor(Vec u) {
                                   -0x1.ed2d18p-8f, -0x1.cc65b6p-9f, 0x1.9b8bc6p-10f, 0x1.782108p-13f, -0x1.14c460p-13f};
   return horner(2.0f * u - 1.0f, kFactor);
 }
-DF_INLINE Vec bounded_magnitude(Vec x) {
-  const Vec magnitude = abs(x);
-  return select(magnitude > 16.0f, splat(16.0f), magnitude);
-}
+DF_INLINE Vec bounded_magnitude(Vec x) { return at_most(abs(x), splat(16.0f)); }
 /// The normal distribution function. `bell` is exp_minus_half_square(x).
 DF_INLINE Vec normal_cdf(Vec x, Vec bell) {
   const Vec magnitude = bounded_magnitude(x), inverse = 1.0f / (magnitude + 4.0f);

@@ -17,8 +17,8 @@ void CpuBackend::softmax(const Tensor& out, const Tensor& x) {
   float* const y = to.tensor().data<float>();
   const float* const base = from.data<float>();
   for_ranges(threads_, walk.total, n * kElementWork, [&](std::int64_t begin, std::int64_t end, int) {
-    for_items(walk, begin, end, [&](std::int64_t, const std::array<std::int64_t, 2>& offset) {
-      rows_.reduce->softmax(y + offset[0], base + offset[1], n);
+    for_runs(walk, begin, end, [&](const std::array<std::int64_t, 2>& at, std::int64_t rows) {
+      rows_.reduce->softmax({y + at[0], walk.inner_stride(0)}, {base + at[1], walk.inner_stride(1)}, rows, n);
     });
   });
   to.finish();
@@ -33,8 +33,9 @@ void CpuBackend::softmax_backward(const Tensor& dx, const Tensor& y, const Tenso
   float* const out = to.tensor().data<float>();
   const float *const y_base = probability.data<float>(), *const dy_base = gradient.data<float>();
   for_ranges(threads_, walk.total, n, [&](std::int64_t begin, std::int64_t end, int) {
-    for_items(walk, begin, end, [&](std::int64_t, const std::array<std::int64_t, 3>& offset) {
-      rows_.reduce->softmax_backward(out + offset[0], y_base + offset[1], dy_base + offset[2], n);
+    for_runs(walk, begin, end, [&](const std::array<std::int64_t, 3>& at, std::int64_t rows) {
+      rows_.reduce->softmax_backward({out + at[0], walk.inner_stride(0)}, {y_base + at[1], walk.inner_stride(1)},
+                                     {dy_base + at[2], walk.inner_stride(2)}, rows, n);
     });
   });
   to.finish();

@@ -47,40 +47,45 @@ struct tanh_op {
 };
 struct sigmoid_op {
   static Vec f(Vec x, Vec, Vec) { return sigmoid(x); }
-  static Vec df(Vec x, Vec dy, Vec, Vec) { return dy * (sigmoid(x) * sigmoid(-x)); }
+  static Vec df(Vec x, Vec dy, Vec, Vec) {
+    const Vec e = exp(-abs(x)), s = 1.0f / (e + 1.0f);
+    return dy * (s * s * e);
+  }
 };
 
-/// The derivative of x * sigmoid(z(x)), given s = sigmoid(z), c = sigmoid(-z) and z'.
-DF_INLINE Vec gated_slope(Vec x, Vec s, Vec c, Vec dz) { return s + x * dz * (s * c); }
+// The gated ones are x / (1 + e), e = exp(-z(x)); their derivative is s (1 + x z' c), s = 1 / (1 + e), c = e s. The argument of e is
+// bounded so that e s is never infinity times zero. Where z is a product it is kept in two numbers, and in units of log 2: the tail
+// of e multiplies an error of z by z.
+DF_INLINE Vec gated_slope(Vec x, Vec e, Vec dz) {
+  const Vec s = 1.0f / (e + 1.0f);
+  return s * fma(x * dz, e * s, splat(1.0f));
+}
 
-struct silu {
-  static Vec f(Vec x, Vec, Vec) { return x * sigmoid(x); }
-  static Vec df(Vec x, Vec dy, Vec, Vec) { return dy * gated_slope(x, sigmoid(x), sigmoid(-x), splat(1.0f)); }
+struct silu_op {
+  static Vec f(Vec x, Vec, Vec) { return silu(x); }
+  static Vec df(Vec x, Vec dy, Vec, Vec) {
+    const Vec near = within(x, 86.0f);
+    return dy * gated_slope(near, exp(-near), splat(1.0f));
+  }
 };
 struct gelu_tanh {
-  // 0.5 (1 + tanh(u)) = sigmoid(2u), and 2u = k1 x + k3 x^3 in two numbers: a tail of the sigmoid multiplies errors of its
-  // argument by the argument.
-  static constexpr float kOneHigh = 0x1.988454p+0f, kOneLow = -0x1.857936p-25f;
-  static constexpr float kThreeHigh = 0x1.2444f2p-4f, kThreeLow = 0x1.49b16ap-29f;
-  DF_INLINE static Vec bounded(Vec x) { return select(x > 16.0f, splat(16.0f), select(x < -16.0f, splat(-16.0f), x)); }
-  DF_INLINE static WideVec argument(Vec x) {
-    const Vec square = x * x, cube = square * x;
-    const Vec cube_low = fma(product_error(x, x, square), x, product_error(square, x, cube));
-    const WideVec one = wide_scale(x, kOneHigh, kOneLow), three = wide_scale(cube, kThreeHigh, kThreeLow);
-    const Vec sum = one.high + three.high;
-    const Vec three_part = sum - one.high;
-    const Vec lost = (one.high - (sum - three_part)) + (three.high - three_part);
-    return {sum, fma(cube_low, splat(kThreeHigh), lost + (one.low + three.low))};
+  // 0.5 (1 + tanh(u)) = sigmoid(2u), and 2u / log 2 = x (k1 + k3 x^2)
+  static constexpr float kOne = 0x1.26aec2p+1f, kOneLow = 0x1.bce75ap-27f, kThree = 0x1.a5a7d0p-4f, kThreeLow = -0x1.151aaep-29f;
+  static constexpr float kSlopeOne = 0x1.988454p+0f, kSlopeThree = 0x1.b6676cp-3f;  // of 2u
+  /// exp(-2u) for |x| <= 12.5
+  DF_INLINE static Vec exponential(Vec x) {
+    const Vec square = x * x, cubic = square * kThree;
+    const Vec larger = at_least(cubic, splat(kOne)), smaller = at_most(cubic, splat(kOne));
+    const Vec slope = larger + smaller;
+    const Vec lost = (smaller - (slope - larger)) + product_error(square, splat(kThree), cubic);
+    const Vec slope_low = fma(product_error(x, x, square), splat(kThree), lost) + fma(square, splat(kThreeLow), splat(kOneLow));
+    const Vec z = x * slope;
+    return exp2_with_tail(-z, -fma(x, slope_low, product_error(x, slope, z)));
   }
-  static Vec f(Vec x, Vec, Vec) {
-    const WideVec z = argument(bounded(x));
-    return x * sigmoid_with_tail(z.high, z.low);
-  }
+  static Vec f(Vec x, Vec, Vec) { return x / (exponential(within(x, 12.5f)) + 1.0f); }
   static Vec df(Vec x, Vec dy, Vec, Vec) {
-    const Vec near = bounded(x);
-    const WideVec z = argument(near);
-    const Vec slope = fma(near * near, splat(3 * kThreeHigh), splat(kOneHigh));
-    return dy * gated_slope(near, sigmoid_with_tail(z.high, z.low), sigmoid_with_tail(-z.high, -z.low), slope);
+    const Vec near = within(x, 9.5f);
+    return dy * gated_slope(near, exponential(near), fma(near * near, splat(kSlopeThree), splat(kSlopeOne)));
   }
 };
 struct gelu_erf {
@@ -91,17 +96,15 @@ struct gelu_erf {
   }
 };
 struct quick_gelu {
-  static constexpr float kHigh = 0x1.b3b646p+0f, kLow = -0x1.78d4fep-26f;
-  DF_INLINE static WideVec argument(Vec x) {
-    return wide_scale(select(x > 128.0f, splat(128.0f), select(x < -128.0f, splat(-128.0f), x)), kHigh, kLow);
+  /// exp(-1.702 x) for |x| <= 100
+  DF_INLINE static Vec exponential(Vec x) {
+    const WideVec z = wide_scale(x, 0x1.3a4cbep+1f, -0x1.c08ecap-26f);
+    return exp2_with_tail(-z.high, -z.low);
   }
-  static Vec f(Vec x, Vec, Vec) {
-    const WideVec z = argument(x);
-    return x * sigmoid_with_tail(z.high, z.low);
-  }
+  static Vec f(Vec x, Vec, Vec) { return x / (exponential(within(x, 100.0f)) + 1.0f); }
   static Vec df(Vec x, Vec dy, Vec, Vec) {
-    const WideVec z = argument(x);
-    return dy * gated_slope(x, sigmoid_with_tail(z.high, z.low), sigmoid_with_tail(-z.high, -z.low), splat(kHigh));
+    const Vec near = within(x, 50.0f);
+    return dy * gated_slope(near, exponential(near), splat(0x1.b3b646p+0f));
   }
 };
 // The ops whose names are taken by the functions of simd_math.h.
@@ -113,13 +116,13 @@ using cpu::DANCEFLUX_ISA_NAMESPACE::gelu_tanh;
 using cpu::DANCEFLUX_ISA_NAMESPACE::quick_gelu;
 using cpu::DANCEFLUX_ISA_NAMESPACE::reciprocal;
 using cpu::DANCEFLUX_ISA_NAMESPACE::rsqrt;
-using cpu::DANCEFLUX_ISA_NAMESPACE::silu;
 using cpu::DANCEFLUX_ISA_NAMESPACE::square;
 using exp = exp_op;
 using log = log_op;
 using sqrt = sqrt_op;
 using tanh = tanh_op;
 using sigmoid = sigmoid_op;
+using silu = silu_op;
 
 // ---- binary ----------------------------------------------------------------------------------------------------------
 struct add {
@@ -170,6 +173,10 @@ void gated_add_backward(float* dgate, float* dy, const float* dout, const float*
     put(dy, get(gate) * d);
   });
 }
+void fill(float* out, float value, int64_t n) {
+  const Vec v = splat(value);
+  for_vectors(n, [&](auto, auto put) { put(out, v); });
+}
 
 }  // namespace
 
@@ -180,6 +187,7 @@ const ElementwiseRows elementwise_rows{{DANCEFLUX_UNARY_OPS(DF_UNARY)},
                                        {DANCEFLUX_UNARY_OPS(DF_UNARY_BACKWARD)},
                                        {DANCEFLUX_BINARY_OPS(DF_BINARY)},
                                        gated_add,
-                                       gated_add_backward};
+                                       gated_add_backward,
+                                       fill};
 
 }  // namespace danceflux::cpu::DANCEFLUX_ISA_NAMESPACE

@@ -43,49 +43,58 @@ struct MaxFold {
 };
 struct SquaresFold {
   DF_INLINE static Vec first(Vec x) { return x * x; }
-  DF_INLINE static Vec join(Vec all, Vec x) { return all + x * x; }
+  DF_INLINE static Vec join(Vec all, Vec squares) { return all + squares; }
 };
 
+/// Row by row, so that memory is read in long stretches; four rows at a time, so that the sums are touched less often.
 template <class Fold>
 void fold_columns(float* out, const float* x, int64_t x_step, int64_t rows, int64_t n) {
-  int64_t j = 0;
-  for (; j + 4 * kLanes <= n; j += 4 * kLanes) {
-    const float* at = x + j;
-    Vec a = Fold::first(load(at)), b = Fold::first(load(at + kLanes)), c = Fold::first(load(at + 2 * kLanes)),
-        d = Fold::first(load(at + 3 * kLanes));
-    for (int64_t i = 1; i < rows; ++i) {
-      at += x_step;
-      a = Fold::join(a, load(at));
-      b = Fold::join(b, load(at + kLanes));
-      c = Fold::join(c, load(at + 2 * kLanes));
-      d = Fold::join(d, load(at + 3 * kLanes));
-    }
-    store(out + j, a);
-    store(out + j + kLanes, b);
-    store(out + j + 2 * kLanes, c);
-    store(out + j + 3 * kLanes, d);
+  const auto four = [x_step](auto get, const float* at) {
+    return Fold::join(Fold::join(Fold::first(get(at)), Fold::first(get(at + x_step))),
+                      Fold::join(Fold::first(get(at + 2 * x_step)), Fold::first(get(at + 3 * x_step))));
+  };
+  int64_t row = rows < 4 ? 1 : 4;
+  for_vectors(n, [&](auto get, auto put) { put(out, rows < 4 ? Fold::first(get(x)) : four(get, x)); });
+  for (; row + 4 <= rows; row += 4) {
+    const float* at = x + row * x_step;
+    for_vectors(n, [&](auto get, auto put) { put(out, Fold::join(get(out), four(get, at))); });
   }
-  for_vectors(n - j, [&](auto get, auto put) {
-    Vec all = Fold::first(get(x + j));
-    for (int64_t i = 1; i < rows; ++i) all = Fold::join(all, get(x + j + i * x_step));
-    put(out + j, all);
+  for (; row < rows; ++row) {
+    const float* at = x + row * x_step;
+    for_vectors(n, [&](auto get, auto put) { put(out, Fold::join(get(out), Fold::first(get(at)))); });
+  }
+}
+
+void softmax(Rows out, ConstRows x, int64_t rows, int64_t n) {
+  for_groups(rows, group_size(n), [&](int64_t first, int64_t count) {
+    float most[kMaxGroup], scale[kMaxGroup];
+    for (int64_t i = 0; i < count; ++i) {
+      most[i] = max_of(x.base + (first + i) * x.step, n);
+      if (most[i] == -__builtin_inff()) most[i] = 0;  // every exponential is zero then
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const float* from = x.base + (first + i) * x.step;
+      float* to = out.base + (first + i) * out.step;
+      for_vectors(n, [&](auto get, auto put) { put(to, exp(get(from) - most[i])); });
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const double sum = sum_row(out.base + (first + i) * out.step, n);
+      scale[i] = sum == 0 ? 0.0f : static_cast<float>(1.0 / sum);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      float* to = out.base + (first + i) * out.step;
+      for_vectors(n, [&](auto get, auto put) { put(to, get(to) * scale[i]); });
+    }
   });
 }
 
-void softmax(float* out, const float* x, int64_t n) {
-  const float most = max_of(x, n);
-  if (most == -__builtin_inff()) {
-    for_vectors(n, [&](auto, auto put) { put(out, zero()); });
-    return;
+void softmax_backward(Rows dx, ConstRows y, ConstRows dy, int64_t rows, int64_t n) {
+  for (int64_t row = 0; row < rows; ++row) {
+    const float *p = y.base + row * y.step, *d = dy.base + row * dy.step;
+    float* to = dx.base + row * dx.step;
+    const float dot = static_cast<float>(sum_one(n, [p, d](auto get) { return get(p) * get(d); }));
+    for_vectors(n, [&](auto get, auto put) { put(to, get(p) * (get(d) - dot)); });
   }
-  for_vectors(n, [&](auto get, auto put) { put(out, exp(get(x) - most)); });
-  const float scale = static_cast<float>(1.0 / sum_row(out, n));
-  for_vectors(n, [&](auto get, auto put) { put(out, get(out) * scale); });
-}
-
-void softmax_backward(float* dx, const float* y, const float* dy, int64_t n) {
-  const float dot = static_cast<float>(sum_one(n, [y, dy](auto get) { return get(y) * get(dy); }));
-  for_vectors(n, [&](auto get, auto put) { put(dx, get(y) * (get(dy) - dot)); });
 }
 
 }  // namespace
