@@ -57,6 +57,14 @@ def export_text_tower(clip, folder):
     prefix_text_tower(folder / "model.safetensors")
 
 
+def forget_origin(folder):
+    """diffusers writes the folder that a model was read from into its config; nobody else has that folder."""
+    for path in Path(folder).glob("*/config.json"):
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        write_json(path, config)
+
+
 def export_prompts(folder):
     for name, labels in zip(("train", "heldout"), world.split_labels()):
         (folder / f"prompts-{name}.txt").write_text("".join(world.caption(l) + "\n" for l in labels))
@@ -72,6 +80,7 @@ def main(flow_dir, clip_dir, out):
     text_files.write_clip_tokenizer(out / "tokenizer")
     text_files.write_t5_tokenizer(out / "tokenizer_2")
     FlowMatchEulerDiscreteScheduler(shift=flux.SHIFT, use_dynamic_shifting=False).save_pretrained(out / "scheduler")
+    forget_origin(out)
     clip = CLIPModel.from_pretrained(clip_dir)
     export_text_tower(clip, out / "text_encoder")
     export_reward(clip, out / "reward")
