@@ -103,7 +103,6 @@ TEST("cpu unary: within a few units of the last place of double") {
         const double slope = slope_error(test, static_cast<double>(dx.data<float>()[i]), static_cast<double>(values[i]));
         if (slope > worst_slope) worst_slope = slope, slope_at = values[i];
       }
-      if (std::getenv("SHOW")) std::printf("%s %s %.2f at %g, slope %.2f at %g\n", device.description().c_str()+10, test.name, worst, double(at), worst_slope, double(slope_at));
       if (!(worst <= test.ulps)) fail_at(__FILE__, __LINE__, test.name, ": ", worst, " ulp at ", at);
       if (!(worst_slope <= test.slope_ulps)) fail_at(__FILE__, __LINE__, test.name, " backward: ", worst_slope, " ulp at ", slope_at);
     }

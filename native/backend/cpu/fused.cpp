@@ -137,10 +137,8 @@ Declined CpuBackend::gated_residual_backward(const Tensor& dgate, const Tensor& 
   for_token_blocks(threads_, y, [&](std::int64_t batch, std::int64_t first, std::int64_t count, std::int64_t block) {
     float* const share = parts.data<float>() + block * width;
     std::fill_n(share, width, 0.0f);
-    for (std::int64_t token = first; token < first + count; ++token) {
-      rows_.elementwise->gated_add_backward(share, target.at(batch, token), d.at(batch, token), gate_rows.at(batch),
-                                            y_rows.at(batch, token), width);
-    }
+    rows_.elementwise->gated_add_backward(share, target.rows(batch, first), d.const_rows(batch, first), gate_rows.at(batch),
+                                          y_rows.const_rows(batch, first), count, width);
   });
   to.finish();
   if (dgate.defined()) sum_token_blocks(dgate, parts, blocks);

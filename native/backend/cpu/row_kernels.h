@@ -20,6 +20,17 @@ constexpr int kBinaryOps = 0 DANCEFLUX_BINARY_OPS(DANCEFLUX_COUNT_ONE);
 /// Which operand of a binary kernel is one number for the whole row.
 enum RowOperands { kBothRows, kScalarB, kScalarA, kRowOperands };
 
+/// Dense rows that lie `step` elements apart. Kernels that take several work on a few of them at a time: what one row's sums wait for,
+/// the next row's can be computed in.
+struct Rows {
+  float* base;
+  std::int64_t step;
+};
+struct ConstRows {
+  const float* base;
+  std::int64_t step;
+};
+
 struct ElementwiseRows {
   using Unary = void (*)(float* out, const float* x, std::int64_t n, float a, float b);
   using UnaryBackward = void (*)(float* dx, const float* x, const float* dy, std::int64_t n, float a, float b);
@@ -29,8 +40,8 @@ struct ElementwiseRows {
   Binary binary[kBinaryOps][kRowOperands];
   /// out = x + gate * y
   void (*gated_add)(float* out, const float* x, const float* gate, const float* y, std::int64_t n);
-  /// dy = gate * dout; dgate += dout * y
-  void (*gated_add_backward)(float* dgate, float* dy, const float* dout, const float* gate, const float* y, std::int64_t n);
+  /// dy = gate * dout; dgate += sum over the rows of dout * y
+  void (*gated_add_backward)(float* dgate, Rows dy, ConstRows dout, const float* gate, ConstRows y, std::int64_t rows, std::int64_t n);
   void (*fill)(float* out, float value, std::int64_t n);
 };
 
@@ -48,17 +59,6 @@ struct ConvertRows {
   /// [dtype of parameter: f32, bf16, f16]
   void (*adamw[3])(void* parameter, float* master, float* m, float* v, const float* gradient, std::int64_t n,
                    const AdamWStep& step);
-};
-
-/// Dense rows that lie `step` elements apart. Kernels that take several work on a few of them at a time: what one row's sums wait for,
-/// the next row's can be computed in.
-struct Rows {
-  float* base;
-  std::int64_t step;
-};
-struct ConstRows {
-  const float* base;
-  std::int64_t step;
 };
 
 /// What a reduction folds with.

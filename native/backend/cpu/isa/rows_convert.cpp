@@ -76,31 +76,41 @@ DF_INLINE void transpose_4x4(std::uint32_t* out, int64_t out_step, const std::ui
   for (int i = 0; i < 4; ++i) __builtin_memcpy(out + i * out_step, &rows[i], sizeof(Quad));
 }
 
-template <class T>
-DF_INLINE void transpose_tile(T* out, int64_t out_step, const T* x, int64_t x_step, int64_t rows, int64_t columns) {
-  transpose_plain(out, out_step, x, x_step, rows, columns);
-}
-DF_INLINE void transpose_tile(std::uint32_t* out, int64_t out_step, const std::uint32_t* x, int64_t x_step, int64_t rows,
-                              int64_t columns) {
-  const int64_t whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
-  for (int64_t i = 0; i < whole_rows; i += 4) {
-    for (int64_t j = 0; j < whole_columns; j += 4) transpose_4x4(out + i * out_step + j, out_step, x + j * x_step + i, x_step);
+constexpr int64_t kTile = 16;  // of 4-byte elements: a cache line, read whole from x and written whole to out
+
+/// Through a small buffer, since lines of out that lie a power of two apart would push each other out of the first cache.
+DF_INLINE void transpose_tile(std::uint32_t* out, int64_t out_step, const std::uint32_t* x, int64_t x_step) {
+  alignas(64) std::uint32_t tile[kTile * kTile];
+  for (int64_t j = 0; j < kTile; j += 4) {
+    for (int64_t i = 0; i < kTile; i += 4) transpose_4x4(tile + i * kTile + j, kTile, x + j * x_step + i, x_step);
   }
-  transpose_plain(out + whole_columns, out_step, x + whole_columns * x_step, x_step, whole_rows, columns - whole_columns);
-  transpose_plain(out + whole_rows * out_step, out_step, x + whole_rows, x_step, rows - whole_rows, columns);
+  for (int64_t i = 0; i < kTile; ++i) __builtin_memcpy(out + i * out_step, tile + i * kTile, sizeof(std::uint32_t) * kTile);
+}
+
+void transpose_words(void* out, int64_t out_step, const void* x, int64_t x_step, int64_t rows, int64_t columns) {
+  auto* to = static_cast<std::uint32_t*>(out);
+  const auto* from = static_cast<const std::uint32_t*>(x);
+  const int64_t whole_rows = rows / kTile * kTile, whole_columns = columns / kTile * kTile;
+  for (int64_t i = 0; i < whole_rows; i += kTile) {
+    for (int64_t j = 0; j < whole_columns; j += kTile) {
+      for (int64_t k = 0; k < kTile; ++k) __builtin_prefetch(from + (j + kTile + k) * x_step + i);
+      transpose_tile(to + i * out_step + j, out_step, from + j * x_step + i, x_step);
+    }
+  }
+  transpose_plain(to + whole_columns, out_step, from + whole_columns * x_step, x_step, whole_rows, columns - whole_columns);
+  transpose_plain(to + whole_rows * out_step, out_step, from + whole_rows, x_step, rows - whole_rows, columns);
 }
 
 /// Tiles whose rows and columns both fit in the first cache.
 template <class T>
 void transpose(void* out, int64_t out_step, const void* x, int64_t x_step, int64_t rows, int64_t columns) {
-  constexpr int64_t kTile = 32;
   auto* to = static_cast<T*>(out);
   const auto* from = static_cast<const T*>(x);
   for (int64_t i = 0; i < rows; i += kTile) {
     const int64_t tile_rows = rows - i < kTile ? rows - i : kTile;
     for (int64_t j = 0; j < columns; j += kTile) {
       const int64_t tile_columns = columns - j < kTile ? columns - j : kTile;
-      transpose_tile(to + i * out_step + j, out_step, from + j * x_step + i, x_step, tile_rows, tile_columns);
+      transpose_plain(to + i * out_step + j, out_step, from + j * x_step + i, x_step, tile_rows, tile_columns);
     }
   }
 }
@@ -142,7 +152,7 @@ const ConvertRows convert_rows{
      {convert_row<Bf16, F32>, copy_row<Bf16>, convert_row<Bf16, F16>, convert_row<Bf16, F64>},
      {convert_row<F16, F32>, convert_row<F16, Bf16>, copy_row<F16>, convert_row<F16, F64>},
      {convert_row<F64, F32>, convert_row<F64, Bf16>, convert_row<F64, F16>, copy_row<F64>}},
-    {transpose<std::uint8_t>, transpose<std::uint16_t>, transpose<std::uint32_t>, transpose<std::uint64_t>},
+    {transpose<std::uint8_t>, transpose<std::uint16_t>, transpose_words, transpose<std::uint64_t>},
     {adamw<F32>, adamw<Bf16>, adamw<F16>}};
 
 }  // namespace danceflux::cpu::DANCEFLUX_ISA_NAMESPACE

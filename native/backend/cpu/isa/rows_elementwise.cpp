@@ -166,12 +166,16 @@ void binary_row(float* out, const float* a, const float* b, int64_t n, float b_s
 void gated_add(float* out, const float* x, const float* gate, const float* y, int64_t n) {
   for_vectors(n, [&](auto get, auto put) { put(out, get(x) + get(gate) * get(y)); });
 }
-void gated_add_backward(float* dgate, float* dy, const float* dout, const float* gate, const float* y, int64_t n) {
-  for_vectors(n, [&](auto get, auto put) {
-    const Vec d = get(dout);
-    put(dgate, get(dgate) + d * get(y));
-    put(dy, get(gate) * d);
-  });
+void gated_add_backward(float* dgate, Rows dy, ConstRows dout, const float* gate, ConstRows y, int64_t rows, int64_t n) {
+  for (int64_t row = 0; row < rows; ++row) {
+    const float *dout_row = dout.base + row * dout.step, *y_row = y.base + row * y.step;
+    float* dy_row = dy.base + row * dy.step;
+    for_vectors(n, [&](auto get, auto put) {
+      const Vec d = get(dout_row);
+      put(dgate, get(dgate) + d * get(y_row));
+      put(dy_row, get(gate) * d);
+    });
+  }
 }
 void fill(float* out, float value, int64_t n) {
   const Vec v = splat(value);

@@ -16,22 +16,25 @@ double squares_row(const float* x, int64_t n) {
   });
 }
 
-float max_of(const float* x, int64_t n) {
+template <class Larger>
+DF_INLINE float max_of(const float* x, int64_t n, const Larger& larger) {
   const Vec least = splat(-__builtin_inff());
   Vec even = least, odd = least;
   int64_t i = 0;
   for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
-    even = max_nan(even, load(x + i));
-    odd = max_nan(odd, load(x + i + kLanes));
+    even = larger(even, load(x + i));
+    odd = larger(odd, load(x + i + kLanes));
   }
   if (i + kLanes <= n) {
-    even = max_nan(even, load(x + i));
+    even = larger(even, load(x + i));
     i += kLanes;
   }
-  if (i < n) odd = max_nan(odd, select(lane_mask(n - i), load_tail(x + i, n - i), least));
-  return max_lanes(max_nan(even, odd));
+  if (i < n) odd = larger(odd, select(lane_mask(n - i), load_tail(x + i, n - i), least));
+  return max_lanes(larger(even, odd));
 }
-double max_row(const float* x, int64_t n) { return max_of(x, n); }
+double max_row(const float* x, int64_t n) {
+  return static_cast<double>(max_of(x, n, [](Vec a, Vec b) { return max_nan(a, b); }));
+}
 
 struct SumFold {
   DF_INLINE static Vec first(Vec x) { return x; }
@@ -69,7 +72,8 @@ void softmax(Rows out, ConstRows x, int64_t rows, int64_t n) {
   for_groups(rows, group_size(n), [&](int64_t first, int64_t count) {
     float most[kMaxGroup], scale[kMaxGroup];
     for (int64_t i = 0; i < count; ++i) {
-      most[i] = max_of(x.base + (first + i) * x.step, n);
+      // NaN need not be seen here: its exponential makes the sum NaN
+      most[i] = max_of(x.base + (first + i) * x.step, n, [](Vec all, Vec v) { return at_least(all, v); });
       if (most[i] == -__builtin_inff()) most[i] = 0;  // every exponential is zero then
     }
     for (int64_t i = 0; i < count; ++i) {

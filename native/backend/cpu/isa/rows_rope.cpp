@@ -56,7 +56,10 @@ void qk_norm_rope(Rows out, float* rstd, ConstRows x, int64_t heads, int64_t wid
     for (int64_t head = first; head < first + count; ++head) {
       const float *from = x.base + head * x.step, scale = rstd[head];
       float* to = out.base + head * out.step;
-      for_vectors(width, [&](auto get, auto put) { put(to, angles.turn(get(from) * scale * get(weight), get)); });
+      for_vectors(width, [&](auto get, auto put) {
+        prefetch(get, from, count * x.step);
+        put(to, angles.turn(get(from) * scale * get(weight), get));
+      });
     }
   });
 }
@@ -79,6 +82,8 @@ void qk_norm_rope_backward(Rows dx, float* dweight, ConstRows dout, ConstRows x,
       const float *d = dout.base + (first + i) * dout.step, *from = x.base + (first + i) * x.step, scale = rstd[first + i];
       float* to = dx.base + (first + i) * dx.step;
       for_vectors(width, [&](auto get, auto put) {
+        prefetch(get, d, count * dout.step);
+        prefetch(get, from, count * x.step);
         const Vec slope = angles.turn(get(d), get), normal = get(from) * scale;
         put(share, get(share) + slope * normal);
         put(to, (slope * get(weight) - normal * means[i]) * scale);
