@@ -99,7 +99,7 @@ export const PRESETS: Readonly<Record<string, PartialConfig>> = {
 
 /** @throws {DanceError} `ERR_OPTION` naming the presets there are. */
 export function preset(name: string): PartialConfig {
-  const found = PRESETS[name];
+  const found = Object.hasOwn(PRESETS, name) ? PRESETS[name] : undefined;
   if (!found) {
     const known = Object.keys(PRESETS).join(", ");
     throw new DanceError("ERR_OPTION", `preset: expected one of ${known}, got ${JSON.stringify(name)}`);

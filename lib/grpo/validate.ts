@@ -133,27 +133,34 @@ function* leaves(value: Record<string, unknown>, prefix = ""): Generator<[string
   for (const [key, entry] of Object.entries(value)) {
     if (entry === undefined) continue;
     const name = prefix + key;
-    if (isObject(entry) && CHECKS[name] === undefined) yield* leaves(entry, `${name}.`);
+    if (isObject(entry) && !Object.hasOwn(CHECKS, name)) yield* leaves(entry, `${name}.`);
     else yield [name, entry];
   }
 }
 
+const shown = (value: unknown): string =>
+  typeof value === "bigint" || typeof value === "symbol"
+    ? String(value)
+    : (JSON.stringify(value) ?? String(value));
+
+function refuse(name: string, expected: string, got: unknown): never {
+  throw new DanceError("ERR_OPTION", `config: ${name}: expected ${expected}, got ${shown(got)}`);
+}
+
 /** @throws {DanceError} `ERR_OPTION` for the first option that is unknown or cannot be what it is. */
 export function checkOptions(config: PartialConfig): void {
-  for (const [name, value] of leaves(config as Record<string, unknown>)) {
-    const known = CHECKS[name] ?? (OPEN(name) ? anything : undefined);
+  if (!isObject(config))
+    throw new DanceError("ERR_OPTION", `config: expected an object, got ${shown(config)}`);
+  for (const [name, value] of leaves(config)) {
+    const known = Object.hasOwn(CHECKS, name) ? CHECKS[name] : OPEN(name) ? anything : undefined;
     if (!known) {
+      if (Object.keys(CHECKS).some((entry) => entry.startsWith(`${name}.`))) refuse(name, "options", value);
       throw new DanceError("ERR_OPTION", `config: ${name}: expected a known option, got none of that name`, {
         hint: `the nearest is ${nearest(name, Object.keys(CHECKS))}`,
       });
     }
     const expected = known(value);
-    if (expected) {
-      throw new DanceError(
-        "ERR_OPTION",
-        `config: ${name}: expected ${expected}, got ${JSON.stringify(value)}`,
-      );
-    }
+    if (expected) refuse(name, expected, value);
   }
 }
 
@@ -164,13 +171,21 @@ function merge<T>(base: T, over: unknown): T {
   return result as T;
 }
 
-function refuse(name: string, expected: string, got: unknown): never {
-  throw new DanceError("ERR_OPTION", `config: ${name}: expected ${expected}, got ${JSON.stringify(got)}`);
+/** Throws unless an optional section is absent or has these fields. */
+function checkWhole<T extends object>(
+  section: string,
+  value: T | undefined,
+  fields: (keyof T & string)[],
+): void {
+  const missing = value && fields.find((field) => value[field] === undefined);
+  if (missing) refuse(`${section}.${missing}`, "a value", undefined);
 }
 
 // What single options cannot tell.
 function checkTogether(config: TrainConfig): void {
-  const { sampling, learning } = config;
+  const { sampling, learning, evaluation } = config;
+  checkWhole("sampling.window", sampling.window, ["size", "strategy"]);
+  checkWhole("learning.lora", learning.lora, ["rank", "alpha", "targets"]);
   const pictures = config.promptsPerIteration * config.groupSize;
   if (pictures % learning.accumulate !== 0) {
     refuse(
@@ -182,15 +197,12 @@ function checkTogether(config: TrainConfig): void {
   if (sampling.window && sampling.window.size >= sampling.steps) {
     refuse("sampling.window.size", `less than the ${sampling.steps} steps`, sampling.window.size);
   }
-  if (sampling.kind === "cps" && sampling.eta > 1) refuse("sampling.eta", "at most 1 for cps", sampling.eta);
+  const cps = sampling.kind === "cps" || (evaluation.every > 0 && evaluation.kind === "cps");
+  if (cps && sampling.eta > 1) refuse("sampling.eta", "at most 1 for cps", sampling.eta);
   if (learning.lora && learning.trainable)
     refuse("learning.trainable", "nothing beside learning.lora", learning.trainable);
-  if (config.evaluation.every > 0 && config.evaluation.prompts.length === 0) {
-    refuse(
-      "evaluation.prompts",
-      "held-out prompts when evaluation.every is above 0",
-      config.evaluation.prompts,
-    );
+  if (evaluation.every > 0 && evaluation.prompts.length === 0) {
+    refuse("evaluation.prompts", "held-out prompts when evaluation.every is above 0", evaluation.prompts);
   }
 }
 
@@ -204,7 +216,8 @@ export function completeConfig(config: PartialConfig): TrainConfig {
   const { preset: name, ...own } = config;
   const base = name === undefined ? {} : preset(name);
   const complete = merge(merge(structuredClone(defaults) as unknown as TrainConfig, base), own);
-  for (const required of ["model", "prompts", "rewards"] as const) {
+  if (complete.model?.path === undefined) refuse("model.path", "a value", undefined);
+  for (const required of ["prompts", "rewards"] as const) {
     if (complete[required] === undefined) refuse(required, "a value", undefined);
   }
   checkOptions(complete as unknown as PartialConfig);
@@ -212,11 +225,19 @@ export function completeConfig(config: PartialConfig): TrainConfig {
   return complete;
 }
 
-/** A hash of everything that changes what a run computes; where it writes and how often it saves is left out. */
+/**
+ * A hash of everything that changes what a run computes. Left out is where it writes, how often it saves, and what never changes a bit:
+ * batches of sampling, blocks recomputed, threads. So a run that needed too much memory can go on with less.
+ */
 export function configHash(config: TrainConfig): string {
   const { output: _output, embeddingCache: _cache, iterations: _iterations, ...rest } = config;
+  const { batch: _batch, ...sampling } = config.sampling;
+  const { recompute: _recompute, ...learning } = config.learning;
+  const { batch: _pictures, save: _save, ...evaluation } = config.evaluation;
+  const { threads: _threads, ...device } = config.device;
   // A linear schedule ends at the last iteration, so there the number of iterations matters too.
-  const computing = config.learning.schedule === "linear" ? { ...rest, iterations: config.iterations } : rest;
+  const last = learning.schedule === "linear" ? { iterations: config.iterations } : {};
+  const computing = { ...rest, ...last, sampling, learning, evaluation, device };
   return createHash("sha256").update(canonical(computing)).digest("hex").slice(0, 16);
 }
 
