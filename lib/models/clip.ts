@@ -4,7 +4,7 @@ import type { Device } from "../device.js";
 import { DanceError } from "../errors.js";
 import { type NativeClip, native } from "../native.js";
 import { readClipTextConfig, readClipVisionConfig, withTowerPrefix } from "./encoders.js";
-import { Fields } from "./fields.js";
+import { Fields, MOST_LAYERS } from "./fields.js";
 import type { WeightDType } from "./types.js";
 import {
   firstFile,
@@ -122,7 +122,7 @@ export async function readOpenClipConfig(path: string): Promise<ClipConfig> {
       eos_token_id: 2,
       hidden_size: textWidth,
       intermediate_size: mlp(text, textWidth),
-      num_hidden_layers: text.count("layers", 12),
+      num_hidden_layers: text.count("layers", 12, MOST_LAYERS),
       num_attention_heads: text.count("heads", 8),
       layer_norm_eps: 1e-5,
       hidden_act: act,
@@ -133,7 +133,7 @@ export async function readOpenClipConfig(path: string): Promise<ClipConfig> {
       num_channels: 3,
       hidden_size: visionWidth,
       intermediate_size: mlp(vision, visionWidth),
-      num_hidden_layers: vision.count("layers", 12),
+      num_hidden_layers: vision.count("layers", 12, MOST_LAYERS),
       num_attention_heads: Math.trunc(visionWidth / vision.count("head_width", 64)),
       layer_norm_eps: 1e-5,
       hidden_act: act,

@@ -3,7 +3,7 @@ import { join } from "node:path";
 import type { Device } from "../device.js";
 import { DanceError } from "../errors.js";
 import type { NativeTextEncoder } from "../native.js";
-import { Fields } from "./fields.js";
+import { Fields, MOST_LAYERS } from "./fields.js";
 import type { WeightDType } from "./types.js";
 import { loadWeights, placesIn, weightFiles } from "./weights.js";
 
@@ -15,8 +15,8 @@ export function readClipTextConfig(fields: Fields): Record<string, number | stri
     eos_token_id: fields.countOrZero("eos_token_id", 2),
     hidden_size: fields.count("hidden_size", 512),
     intermediate_size: fields.count("intermediate_size", 2048),
-    num_hidden_layers: fields.count("num_hidden_layers", 12),
-    num_attention_heads: fields.count("num_attention_heads", 8),
+    num_hidden_layers: fields.count("num_hidden_layers", 12, MOST_LAYERS),
+    num_attention_heads: fields.count("num_attention_heads", 8, MOST_LAYERS),
     layer_norm_eps: fields.number("layer_norm_eps", 1e-5),
     hidden_act: fields.text("hidden_act", "quick_gelu"),
   };
@@ -29,8 +29,8 @@ export function readClipVisionConfig(fields: Fields): Record<string, number | st
     num_channels: fields.count("num_channels", 3),
     hidden_size: fields.count("hidden_size", 768),
     intermediate_size: fields.count("intermediate_size", 3072),
-    num_hidden_layers: fields.count("num_hidden_layers", 12),
-    num_attention_heads: fields.count("num_attention_heads", 12),
+    num_hidden_layers: fields.count("num_hidden_layers", 12, MOST_LAYERS),
+    num_attention_heads: fields.count("num_attention_heads", 12, MOST_LAYERS),
     layer_norm_eps: fields.number("layer_norm_eps", 1e-5),
     hidden_act: fields.text("hidden_act", "quick_gelu"),
   };
@@ -47,10 +47,10 @@ function readT5Config(fields: Fields, where: string): Record<string, number> {
   return {
     vocab_size: fields.count("vocab_size", 32128),
     d_model: fields.count("d_model", 512),
-    d_kv: fields.count("d_kv", 64),
+    d_kv: fields.count("d_kv", 64, 4096),
     d_ff: fields.count("d_ff", 2048),
-    num_layers: fields.count("num_layers", 6),
-    num_heads: fields.count("num_heads", 8),
+    num_layers: fields.count("num_layers", 6, MOST_LAYERS),
+    num_heads: fields.count("num_heads", 8, MOST_LAYERS),
     relative_attention_num_buckets: fields.count("relative_attention_num_buckets", 32),
     relative_attention_max_distance: fields.count("relative_attention_max_distance", 128),
     layer_norm_epsilon: fields.number("layer_norm_epsilon", 1e-6),

@@ -2,6 +2,12 @@
 import { readFile } from "node:fs/promises";
 import { DanceError } from "../errors.js";
 
+// No width, vocabulary or size of a model comes near; products of a few still fit in what the engine counts with.
+const MOST = 1_000_000;
+const MOST_ENTRIES = 16;
+/** Layers and heads: each is built before a tensor is looked for, so a lying configuration must not ask for too many. */
+export const MOST_LAYERS = 1000;
+
 /** A JSON object from a file, read field by field. */
 export class Fields {
   readonly #values: Readonly<Record<string, unknown>>;
@@ -45,7 +51,7 @@ export class Fields {
   }
 
   /** A whole number within 1 .. `most`, or `absent` when the field is missing or null. */
-  count(name: string, absent?: number, most = 1_000_000): number {
+  count(name: string, absent?: number, most: number = MOST): number {
     const value = this.#values[name] ?? absent;
     if (!Number.isInteger(value) || (value as number) < 1 || (value as number) > most) {
       this.#refuse(name, `a whole number of 1 to ${most}`);
@@ -54,8 +60,8 @@ export class Fields {
   }
 
   /** As count(), but 0 is allowed. */
-  countOrZero(name: string, absent?: number): number {
-    return (this.#values[name] ?? absent) === 0 ? 0 : this.count(name, absent);
+  countOrZero(name: string, absent?: number, most?: number): number {
+    return (this.#values[name] ?? absent) === 0 ? 0 : this.count(name, absent, most);
   }
 
   number(name: string, absent?: number): number {
@@ -78,11 +84,11 @@ export class Fields {
 
   counts(name: string, absent?: number[]): number[] {
     const value = this.#values[name] ?? absent;
+    const counts = (entry: unknown) =>
+      Number.isInteger(entry) && (entry as number) >= 1 && (entry as number) <= MOST;
     const good =
-      Array.isArray(value) &&
-      value.length > 0 &&
-      value.every((entry) => Number.isInteger(entry) && entry > 0);
-    if (!good) this.#refuse(name, "a list of whole numbers above 0");
+      Array.isArray(value) && value.length > 0 && value.length <= MOST_ENTRIES && value.every(counts);
+    if (!good) this.#refuse(name, `a list of 1 to ${MOST_ENTRIES} whole numbers of 1 to ${MOST}`);
     return value as number[];
   }
 

@@ -7,7 +7,7 @@ import { dirname, join } from "node:path";
 import type { Device } from "../device.js";
 import { DanceError } from "../errors.js";
 import type { NativeFlux } from "../native.js";
-import { Fields } from "./fields.js";
+import { Fields, MOST_LAYERS } from "./fields.js";
 import type { FluxConfig, WeightDType } from "./types.js";
 import {
   loadWeights,
@@ -45,10 +45,10 @@ export async function readFluxConfig(path: string): Promise<FluxConfig> {
   return {
     inChannels,
     outChannels: fields.count("out_channels", inChannels),
-    numLayers: fields.countOrZero("num_layers"),
-    numSingleLayers: fields.countOrZero("num_single_layers"),
-    attentionHeadDim: fields.count("attention_head_dim", 128),
-    numAttentionHeads: fields.count("num_attention_heads", 24),
+    numLayers: fields.countOrZero("num_layers", undefined, MOST_LAYERS),
+    numSingleLayers: fields.countOrZero("num_single_layers", undefined, MOST_LAYERS),
+    attentionHeadDim: fields.count("attention_head_dim", 128, 4096),
+    numAttentionHeads: fields.count("num_attention_heads", 24, MOST_LAYERS),
     jointAttentionDim: fields.count("joint_attention_dim", 4096),
     pooledProjectionDim: fields.count("pooled_projection_dim", 768),
     guidanceEmbeds: fields.flag("guidance_embeds", false),

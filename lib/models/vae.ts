@@ -3,7 +3,7 @@ import { dirname, join } from "node:path";
 import type { Device } from "../device.js";
 import { DanceError } from "../errors.js";
 import type { NativeVae, VaeConfigNative } from "../native.js";
-import { Fields } from "./fields.js";
+import { Fields, MOST_LAYERS } from "./fields.js";
 import type { WeightDType } from "./types.js";
 import {
   loadWeights,
@@ -37,7 +37,7 @@ export async function readVaeConfig(path: string): Promise<VaeConfigNative> {
     outChannels: fields.count("out_channels", 3),
     latentChannels: fields.count("latent_channels", 4),
     blockOutChannels: fields.counts("block_out_channels"),
-    layersPerBlock: fields.count("layers_per_block", 1),
+    layersPerBlock: fields.count("layers_per_block", 1, MOST_LAYERS),
     normNumGroups: fields.count("norm_num_groups", 32),
     midBlockAddAttention: fields.flag("mid_block_add_attention", true),
     useQuantConv: fields.flag("use_quant_conv", true),

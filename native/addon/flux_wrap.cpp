@@ -164,6 +164,10 @@ models::FluxConfig to_flux_config(const Napi::Object& object) {
   config.joint_attention_dim = int_field(object, "jointAttentionDim");
   config.pooled_projection_dim = int_field(object, "pooledProjectionDim");
   config.guidance_embeds = to_bool(field(object, "guidanceEmbeds"), "guidanceEmbeds");
+  // Widths are ints inside: their product must be one too.
+  require(std::int64_t{config.num_attention_heads} * config.attention_head_dim <= 1 << 24, "ERR_ARGUMENT",
+          "numAttentionHeads: expected a width of at most 2^24, got ", config.num_attention_heads,
+          " heads of ", config.attention_head_dim);
   const Shape axes = to_shape(field(object, "axesDimsRope"), "axesDimsRope");
   require(axes.rank() == 3, "ERR_ARGUMENT", "axesDimsRope: expected 3 numbers, got ", axes);
   for (int i = 0; i < 3; ++i) config.axes_dims_rope[static_cast<std::size_t>(i)] = static_cast<int>(axes[i]);

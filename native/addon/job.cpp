@@ -1,5 +1,7 @@
 #include "addon/job.h"
 
+#include <stdexcept>
+
 #include "addon/environment.h"
 #include "core/cancel.h"
 #include "core/error.h"

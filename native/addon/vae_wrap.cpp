@@ -86,6 +86,7 @@ ScaledAutoencoder::Config to_config(const Napi::Object& object) {
   config.latent_channels = int_field(object, "latentChannels");
   config.block_out_channels.clear();
   for (std::int64_t channels : to_shape(field(object, "blockOutChannels"), "blockOutChannels")) {
+    require(channels <= 1 << 20, "ERR_ARGUMENT", "blockOutChannels: expected at most 2^20, got ", channels);
     config.block_out_channels.push_back(static_cast<int>(channels));
   }
   config.layers_per_block = int_field(object, "layersPerBlock");
