@@ -76,8 +76,13 @@ export class Policy implements Disposable {
       ...learning.adam,
       emaDecay: learning.emaDecay,
     });
-    // Before the first activations, so that later iterations find these where the first one put them.
-    await runJob(optimizer.prepare());
+    try {
+      // Before the first activations: made after them, it would take the memory that they leave, and they would need new.
+      await runJob(optimizer.prepare());
+    } catch (error) {
+      optimizer.dispose();
+      throw error;
+    }
     return new Policy(pipeline, optimizer, learning);
   }
 
