@@ -1,7 +1,8 @@
 /** Training a pipeline's transformer with DanceGRPO (Xue et al. 2025): the public face. The loop is in session.ts. */
+import { DanceError } from "../errors.js";
 import type { Pipeline } from "../models/types.js";
 import type { WeightedReward } from "../rewards/scorer.js";
-import type { Reward } from "../rewards/types.js";
+import type { Reward, RewardConfig } from "../rewards/types.js";
 import type { PartialConfig, TrainConfig } from "./config.js";
 import type { EvaluationResult } from "./evaluation.js";
 import type { EvaluationMetrics, IterationMetrics, StageSeconds } from "./metrics.js";
@@ -12,9 +13,10 @@ export interface TrainerOptions extends Omit<PartialConfig, "model" | "rewards" 
   pipeline: Pipeline;
   /** One reward, or a weighted mixture. They stay the caller's to dispose. */
   reward?: Reward;
-  rewards?: WeightedReward[];
+  /** Loaded ones. Those that a preset names, to be loaded, give way to `reward`. */
+  rewards?: readonly (WeightedReward | RewardConfig)[];
   /** Default: the training rewards. */
-  evaluationRewards?: WeightedReward[];
+  evaluationRewards?: readonly WeightedReward[];
 }
 
 /** What the trainer is doing, for people who wait. */
@@ -44,15 +46,34 @@ export interface TrainerParts {
   evaluationRewards: WeightedReward[];
 }
 
-function partsOf({ pipeline, reward, rewards, evaluationRewards, ...options }: TrainerOptions): TrainerParts {
-  const mixture = rewards ?? (reward ? [{ reward, weight: 1 }] : []);
+const isLoaded = (entry: WeightedReward | RewardConfig): entry is WeightedReward =>
+  typeof (entry.reward as Reward | undefined)?.score === "function";
+
+const described = (mixture: readonly WeightedReward[]): RewardConfig[] =>
+  mixture.map(({ reward, weight }) => ({ type: reward.name, weight }));
+
+function partsOf({
+  pipeline,
+  reward,
+  rewards = [],
+  evaluationRewards,
+  ...options
+}: TrainerOptions): TrainerParts {
+  const mixture = reward ? [{ reward, weight: 1 }] : rewards.filter(isLoaded);
+  if (mixture.length === 0 || (!reward && mixture.length < rewards.length)) {
+    throw new DanceError("ERR_OPTION", "rewards: expected loaded rewards, got none or only their names", {
+      hint: "use loadReward()",
+    });
+  }
+  const judges = evaluationRewards ?? mixture;
   const config = completeConfig({
     ...options,
     model: { path: pipeline.folder, dtype: pipeline.weights },
     device: { name: pipeline.device.name },
-    rewards: mixture.map((entry) => ({ type: entry.reward.name, weight: entry.weight })),
+    rewards: described(mixture),
+    evaluation: { ...options.evaluation, rewards: described(judges) },
   });
-  return { config, pipeline, rewards: mixture, evaluationRewards: evaluationRewards ?? mixture };
+  return { config, pipeline, rewards: mixture, evaluationRewards: [...judges] };
 }
 
 /** Trains a pipeline's transformer. */
