@@ -62,7 +62,7 @@ std::size_t Forward::run(std::int64_t batch, std::int64_t head, std::int64_t fir
       const std::int64_t length = std::min(kQueries, last - query);
       if (args.causal && key >= query + length) continue;
       const Left left = copy_left(gemm, queries, q_rows, query, length, width);
-      block_product(gemm, scores, score_row, length, count, width, left, packed_k, args.scale, false);
+      block_product(gemm, scores, score_row, length, round_up(count, gemm.lanes), width, left, packed_k, args.scale, false);
       for (std::int64_t i = 0; i < length; ++i) {
         const std::int64_t visible = args.causal ? std::clamp<std::int64_t>(query + i + 1 - key, 0, count) : count;
         const ScoreRow row{scores + i * score_row, count, visible, bias_rows.row(query + i, key, count, bias_room)};

@@ -47,6 +47,7 @@ std::size_t Backward::run(std::int64_t batch, std::int64_t head, Range query_ran
   float* weights = carve.take(queries.size * score_row);
   float* slopes = carve.take(queries.size * score_row);
   float* bias_room = carve.take(keys.size);
+  float* deltas = carve.take(queries.tokens);
   if (!memory) return carve.bytes();
 
   const HeadRows q_rows = head_of(q, batch, head), k_rows = head_of(k, batch, head), v_rows = head_of(v, batch, head);
@@ -54,6 +55,8 @@ std::size_t Backward::run(std::int64_t batch, std::int64_t head, Range query_ran
   const HeadRows dq_rows = head_of(dq, batch, head), dk_rows = head_of(dk, batch, head), dv_rows = head_of(dv, batch, head);
   const BiasRows bias_rows(bias, batch, head);
   const float* lse_row = lse.data<float>() + batch * lse.strides()[0] + head * lse.strides()[1];
+  for (std::int64_t query = queries.first(query_range.first); query < std::min(queries.first(query_range.last), queries.tokens); ++query)
+    deltas[query] = rows.dot(dout_rows.row(query), out_rows.row(query), width);
   for (std::int64_t key_block = key_range.first; key_block < key_range.last; ++key_block) {
     const std::int64_t key = keys.first(key_block), count = keys.length(key_block);
     pack_tokens(gemm, k_tokens, k_rows, key, count, width);
@@ -65,13 +68,12 @@ std::size_t Backward::run(std::int64_t batch, std::int64_t head, Range query_ran
       if (args.causal && key >= query + length) continue;
       const Left left = copy_left(gemm, q_left, q_rows, query, length, width);
       const Left dout_block = copy_left(gemm, dout_left, dout_rows, query, length, width);
-      block_product(gemm, weights, score_row, length, count, width, left, k_tokens, args.scale, false);
-      block_product(gemm, slopes, score_row, length, count, width, dout_block, v_tokens, 1, false);
+      block_product(gemm, weights, score_row, length, round_up(count, gemm.lanes), width, left, k_tokens, args.scale, false);
+      block_product(gemm, slopes, score_row, length, round_up(count, gemm.lanes), width, dout_block, v_tokens, 1, false);
       for (std::int64_t i = 0; i < length; ++i) {
         const std::int64_t visible = args.causal ? std::clamp<std::int64_t>(query + i + 1 - key, 0, count) : count;
         const ScoreRow row{weights + i * score_row, count, visible, bias_rows.row(query + i, key, count, bias_room)};
-        const float delta = rows.dot(dout_rows.row(query + i), out_rows.row(query + i), width);
-        rows.softmax_slope(row, slopes + i * score_row, lse_row[(query + i) * lse.strides()[2]], delta);
+        rows.softmax_slope(row, slopes + i * score_row, lse_row[(query + i) * lse.strides()[2]], deltas[query + i]);
       }
       if (for_queries)
         block_product(gemm, dq_rows.row(query), dq_rows.stride, length, width, count, {slopes, score_row, 1}, k_width, args.scale,

@@ -5,7 +5,8 @@
 
 namespace danceflux::cpu {
 
-/// Scores of one query against `keys` keys that follow each other. `bias` may be null. Keys from `visible` on are masked.
+/// Scores of one query against `keys` keys that follow each other, with room for whole vectors. `bias` may be null. Keys from
+/// `visible` on are masked.
 struct ScoreRow {
   float* scores;
   std::int64_t keys, visible;

@@ -24,15 +24,15 @@ struct PatchBatch {
     one.image += batch * image_stride;
     return one;
   }
-  static void pixels(const void* self, float* to, int width, std::int64_t, std::int64_t batch, std::int64_t first_line, std::int64_t lines,
+  static void pixels(const void* self, float* to, int, std::int64_t sliver, std::int64_t batch, std::int64_t first_line, std::int64_t lines,
                      std::int64_t first_k, std::int64_t depth) {
     const auto& it = *static_cast<const PatchBatch*>(self);
-    it.kernels.pack_pixels(to, width, it.of(batch), first_line, lines, first_k, depth);
+    it.kernels.pack_pixels(to, sliver, it.of(batch), first_line, lines, first_k, depth);
   }
-  static void taps(const void* self, float* to, int width, std::int64_t, std::int64_t batch, std::int64_t first_line, std::int64_t lines,
+  static void taps(const void* self, float* to, int, std::int64_t sliver, std::int64_t batch, std::int64_t first_line, std::int64_t lines,
                    std::int64_t first_k, std::int64_t depth) {
     const auto& it = *static_cast<const PatchBatch*>(self);
-    it.kernels.pack_taps(to, width, it.of(batch), first_line, lines, first_k, depth);
+    it.kernels.pack_taps(to, sliver, it.of(batch), first_line, lines, first_k, depth);
   }
 };
 
@@ -75,19 +75,33 @@ struct PhaseWeights {
   std::int64_t channels, kernel_rows, kernel_columns, stride;
   const Phase& phase;
 
-  float at(std::int64_t o, std::int64_t c, std::int64_t r, std::int64_t s) const {
-    const std::int64_t row = phase.first_tap_row + r * stride, column = phase.first_tap_column + s * stride;
-    return widened(data, store, ((o * channels + c) * kernel_rows + row) * kernel_columns + column);
+  static void pack(const void* self, float* to, int width, std::int64_t sliver, std::int64_t, std::int64_t first_line,
+                   std::int64_t lines, std::int64_t first_k, std::int64_t depth) {
+    const auto& it = *static_cast<const PhaseWeights*>(self);
+    for (std::int64_t line = 0; line < lines; line += width, to += sliver) {
+      const std::int64_t count = std::min<std::int64_t>(width, lines - line);
+      switch (it.store) {
+        case Store::f32: it.pack_sliver<float>(to, width, first_line + line, count, first_k, depth, [](float x) { return x; }); break;
+        case Store::bf16: it.pack_sliver<std::uint16_t>(to, width, first_line + line, count, first_k, depth, bf16_to_f32); break;
+        case Store::f16: it.pack_sliver<std::uint16_t>(to, width, first_line + line, count, first_k, depth, f16_to_f32); break;
+      }
+    }
   }
 
-  static void pack(const void* self, float* to, int width, std::int64_t sliver, std::int64_t, std::int64_t first_line, std::int64_t lines,
-                   std::int64_t first_k, std::int64_t depth) {
-    const auto& it = *static_cast<const PhaseWeights*>(self);
-    const std::int64_t columns = it.phase.tap_columns, taps = it.phase.tap_rows * columns;
-    for (std::int64_t k = 0; k < depth; ++k) {
-      const std::int64_t o = (first_k + k) / taps, tap = (first_k + k) % taps;
-      for (std::int64_t line = 0; line < lines; ++line)
-        to[line / width * sliver + k * width + line % width] = it.at(o, first_line + line, tap / columns, tap % columns);
+ private:
+  template <class Stored, class Widen>
+  void pack_sliver(float* to, int width, std::int64_t first_line, std::int64_t lines, std::int64_t first_k, std::int64_t depth,
+                   const Widen& widen) const {
+    const std::int64_t kernel = kernel_rows * kernel_columns, taps = phase.tap_rows * phase.tap_columns;
+    std::int64_t o = first_k / taps, r = first_k % taps / phase.tap_columns, s = first_k % phase.tap_columns;
+    for (std::int64_t k = 0; k < depth; ++k, to += width) {
+      const std::int64_t tap = (phase.first_tap_row + r * stride) * kernel_columns + phase.first_tap_column + s * stride;
+      const Stored* from = static_cast<const Stored*>(data) + (o * channels + first_line) * kernel + tap;
+      for (std::int64_t line = 0; line < lines; ++line) to[line] = widen(from[line * kernel]);
+      if (++s < phase.tap_columns) continue;
+      s = 0;
+      if (++r < phase.tap_rows) continue;
+      r = 0, ++o;
     }
   }
 };

@@ -8,7 +8,6 @@ namespace danceflux::cpu {
 namespace {
 
 constexpr std::int64_t kDepth = 384;             // the usual block of K: a sliver of A and the rows of C under way stay in the first cache
-constexpr std::int64_t kWidest = 512;            // columns of C per task, if the packed block of B then fits in the second cache
 constexpr std::int64_t kNarrow = 64;             // below this the packing of A shows
 constexpr std::int64_t kLow = 96;                // below this the packing of B shows
 constexpr std::int64_t kStripFloats = 6144;      // packed rows of A at a time
@@ -35,7 +34,7 @@ struct Grid {
 
 Grid choose_grid(const Product& p, const Workspace& workspace, int threads) {
   const GemmKernels& kernels = *workspace.kernels.gemm;
-  const std::int64_t wide = std::min(kWidest, workspace.second_cache * 3 / 4 / (kDepth * 4));
+  const std::int64_t wide = std::min(kMaxColumns, workspace.second_cache * 3 / 4 / (kDepth * 4));
   Grid grid{};
   grid.batches = p.batch[0] * p.batch[1];
   grid.columns = std::min(wide / kernels.nr * kernels.nr, round_up(p.columns, kernels.nr));
@@ -185,24 +184,31 @@ class Rectangle {
       for (std::int64_t byte = 0; byte < length * size; byte += 64) __builtin_prefetch(base + run * stride * size + byte, 0, 2);
   }
 
+  // B is packed when the first strip of A meets it: sliver by sliver where it lies along k (each is then used while fresh), all at
+  // once where it lies across (whole rows of memory are then read, not snippets).
   void take_b(StripArgs& strip, bool first, std::int64_t j) {
-    float* to = memory_ + b_at_ + j * depth_;
-    strip.b = to;
+    const bool whole = p_.b.gather || b_.line_stride == 1;
+    const std::int64_t sliver = kernels_.nr * depth_, lines = whole ? columns_ : strip.columns;
+    strip.b = memory_ + b_at_ + j / kernels_.nr * sliver;
     strip.b_depth = kernels_.nr;
+    float* to = memory_ + b_at_ + j / kernels_.nr * sliver;
+    const bool now = first && depth_ > 0 && (!whole || j == 0);
     if (p_.b.gather) {
-      if (first && depth_ > 0) p_.b.gather->pack(p_.b.gather->self, to, kernels_.nr, kernels_.nr * depth_, batch_, column_ + j, strip.columns, k_, depth_);
+      if (now) p_.b.gather->pack(p_.b.gather->self, to, kernels_.nr, sliver, batch_, column_ + j, lines, k_, depth_);
       return;
     }
     Panel part = b_;
     part.data = shifted(b_, (column_ + j) * b_.line_stride + k_ * b_.depth_stride);
-    const bool direct = b_.store == Store::f32 && b_.line_stride == 1 && strip.columns == kernels_.nr &&
-                        (rows_ <= kernels_.mr || b_.depth_stride <= kNearLine);
-    if (direct) {
+    if (b_lies_near() && strip.columns == kernels_.nr) {
       strip.b = static_cast<const float*>(part.data);
       strip.b_depth = b_.depth_stride;
-    } else if (first) {
-      kernels_.pack_interleaved(to, kernels_.nr, kernels_.nr * depth_, part, strip.columns, depth_);
+    } else if (now || (b_lies_near() && first)) {
+      kernels_.pack_interleaved(to, kernels_.nr, sliver, part, b_lies_near() ? strip.columns : lines, depth_);
     }
+  }
+
+  bool b_lies_near() const {
+    return b_.store == Store::f32 && b_.line_stride == 1 && (rows_ <= kernels_.mr || b_.depth_stride <= kNearLine);
   }
 
   const Product& p_;

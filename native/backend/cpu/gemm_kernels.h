@@ -11,8 +11,8 @@
 
 namespace danceflux::cpu {
 
-/// No block of K is longer.
-constexpr std::int64_t kMaxDepth = 576;
+/// No block of K is longer, and no block of columns of B wider.
+constexpr std::int64_t kMaxDepth = 576, kMaxColumns = 512;
 
 /// Packing may write so many floats past the end of a sliver.
 constexpr std::int64_t kSliverSlack = 16;
@@ -38,6 +38,7 @@ struct StripArgs {
 
 struct GemmKernels {
   int mr, nr;  // the register tile
+  int lanes;   // of a vector; nr is a multiple
   /// Any number of rows; at most nr columns.
   void (*strip)(const StripArgs& args);
   /// Slivers of `width` lines (mr or nr), `sliver` floats from one to the next, which is at least width * depth and kSliverSlack more
@@ -46,11 +47,11 @@ struct GemmKernels {
   void (*pack_interleaved)(float* to, int width, std::int64_t sliver, const Panel& panel, std::int64_t lines, std::int64_t depth);
   /// to[line * to_line + k] = panel(line, k), for panels whose depth stride is 1.
   void (*pack_rows)(float* to, std::int64_t to_line, const Panel& panel, std::int64_t lines, std::int64_t depth);
-  /// One sliver of at most `width` lines. Lines are pixels and k runs over taps:
-  void (*pack_pixels)(float* to, int width, const Patches& patches, std::int64_t first_pixel, std::int64_t pixels,
+  /// As pack_interleaved, nr wide, of at most kMaxColumns lines. Lines are pixels and k runs over taps:
+  void (*pack_pixels)(float* to, std::int64_t sliver, const Patches& patches, std::int64_t first_pixel, std::int64_t pixels,
                       std::int64_t first_tap, std::int64_t taps);
-  /// Lines are taps and k runs over pixels (at most kMaxDepth):
-  void (*pack_taps)(float* to, int width, const Patches& patches, std::int64_t first_tap, std::int64_t taps,
+  /// Lines are taps and k runs over pixels:
+  void (*pack_taps)(float* to, std::int64_t sliver, const Patches& patches, std::int64_t first_tap, std::int64_t taps,
                     std::int64_t first_pixel, std::int64_t pixels);
 };
 

@@ -16,11 +16,4 @@ inline Store store_of(const char* op, DType dtype) {
   }
 }
 
-/// Element `at` of stored weights.
-inline float widened(const void* data, Store store, std::int64_t at) {
-  if (store == Store::f32) return static_cast<const float*>(data)[at];
-  const std::uint16_t bits = static_cast<const std::uint16_t*>(data)[at];
-  return store == Store::bf16 ? bf16_to_f32(bits) : f16_to_f32(bits);
-}
-
 }  // namespace danceflux::cpu

@@ -8,44 +8,76 @@ namespace {
 
 constexpr float kNone = -__builtin_inff();
 
-// Scores with their bias; -inf in the lanes of masked keys and past the end.
-DF_INLINE Vec biased(const ScoreRow& row, int64_t at) {
-  const int64_t count = row.visible - at;
-  if (count <= 0) return splat(kNone);
-  const bool whole = count >= kLanes;
-  Vec score = whole ? load(row.scores + at) : load_tail(row.scores + at, count);
-  if (row.bias) score = score + (whole ? load(row.bias + at) : load_tail(row.bias + at, count));
-  return whole ? score : select(lane_mask(count), score, splat(kNone));
+DF_INLINE Vec greater(Vec a, Vec b) { return select(a > b, a, b); }  // may lose a NaN: exp(score - highest) brings it back
+
+DF_INLINE float greatest_lane(Vec v) {
+#if defined(__AVX512F__)
+  const auto half = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7), other = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  const auto eight = half > other ? half : other;
+#else
+  const auto eight = v;
+#endif
+#if defined(__AVX2__)
+  const auto low = __builtin_shufflevector(eight, eight, 0, 1, 2, 3), high = __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+  const auto four = low > high ? low : high;
+#else
+  const auto four = eight;
+#endif
+  const auto turned = __builtin_shufflevector(four, four, 2, 3, 0, 1);
+  const auto two = four > turned ? four : turned;
+  return two[0] > two[1] ? two[0] : two[1];
 }
 
-DF_INLINE void put(float* to, Vec v, int64_t count) { count >= kLanes ? store(to, v) : store_tail(to, v, count); }
+// Adds the bias, hides what lies past the visible keys, up to whole vectors, and finds the highest score.
+DF_INLINE float prepare(const ScoreRow& row) {
+  Vec most = splat(kNone);
+  int64_t at = 0;
+  if (row.bias) {
+    for (; at + kLanes <= row.visible; at += kLanes) {
+      const Vec score = load(row.scores + at) + load(row.bias + at);
+      store(row.scores + at, score);
+      most = greater(most, score);
+    }
+  } else {
+    for (; at + kLanes <= row.visible; at += kLanes) most = greater(most, load(row.scores + at));
+  }
+  for (; at < row.keys; at += kLanes) {
+    const int64_t seen = row.visible - at;
+    Vec score = splat(kNone);
+    if (seen > 0) {
+      score = load(row.scores + at);
+      if (row.bias) score = score + load_tail(row.bias + at, seen);
+      score = select(lane_mask(seen), score, splat(kNone));
+    }
+    store(row.scores + at, score);
+    most = greater(most, score);
+  }
+  return greatest_lane(most);
+}
 
 float softmax_step(const ScoreRow& row, float* highest, float* sum) {
-  Vec most = splat(kNone);
-  for (int64_t at = 0; at < row.visible; at += kLanes) most = max_nan(most, biased(row, at));
-  const float before = *highest, block = max_lanes(most);
-  const float now = before > block || before != before ? before : block;
+  const float before = *highest, block = prepare(row);
+  const float now = before > block ? before : block;
   const float shift = now == kNone ? 0.0f : now;  // all masked so far: every weight is exp(-inf)
   Vec total = zero();
   for (int64_t at = 0; at < row.keys; at += kLanes) {
-    const Vec weight = exp(biased(row, at) - shift);
+    const Vec weight = exp(load(row.scores + at) - shift);
+    store(row.scores + at, weight);
     total = total + weight;
-    put(row.scores + at, weight, row.keys - at);
   }
-  const float factor = before == now ? 1.0f : exp(splat(before - shift))[0];
+  const float factor = before == now ? 1.0f : before == kNone ? 0.0f : exp(splat(before - shift))[0];
   *highest = now;
   *sum = *sum * factor + sum_lanes(total);
   return factor;
 }
 
 void softmax_slope(const ScoreRow& row, float* slopes, float lse, float delta) {
+  prepare(row);
   const float shift = lse == kNone ? 0.0f : lse;
   for (int64_t at = 0; at < row.keys; at += kLanes) {
-    const int64_t count = row.keys - at;
-    const Vec weight = exp(biased(row, at) - shift);
-    const Vec slope = count >= kLanes ? load(slopes + at) : load_tail(slopes + at, count);
-    put(row.scores + at, weight, count);
-    put(slopes + at, weight * (slope - delta), count);
+    const Vec weight = exp(load(row.scores + at) - shift);
+    store(row.scores + at, weight);
+    store(slopes + at, weight * (load(slopes + at) - delta));
   }
 }
 

@@ -111,6 +111,6 @@ void strip(const StripArgs& t) {
 }  // namespace
 
 extern const GemmKernels gemm_kernels;
-const GemmKernels gemm_kernels = {kRows, kColumns, strip, pack_interleaved, pack_rows, pack_pixels, pack_taps};
+const GemmKernels gemm_kernels = {kRows, kColumns, kLanes, strip, pack_interleaved, pack_rows, pack_pixels, pack_taps};
 
 }  // namespace danceflux::cpu::DANCEFLUX_ISA_NAMESPACE

@@ -31,10 +31,14 @@ DF_INLINE void copy_run(float* to, const typename From::Type* from, int64_t coun
   if (i < count) store_tail(to + i, From::some(from + i, count - i), count - i);
 }
 
+constexpr int64_t kFarStride = 1024;
+
 // One sliver of a panel whose lines are runs of k: squares are transposed in registers.
 template <class From>
 DF_INLINE void interleave_sliver(float* to, int width, const typename From::Type* from, int64_t line_stride, int64_t lines,
                                  int64_t depth) {
+  // Runs of a large matrix are too short for the hardware to learn them; the same place of the next lines is what comes next.
+  const bool far = line_stride >= kFarStride;
   for (int64_t line = 0; line < lines; line += kLanes) {
     const typename From::Type* source[kLanes];  // past the last line: that line again
     for (int i = 0; i < kLanes; ++i) source[i] = from + (line + i < lines ? line + i : lines - 1) * line_stride;
@@ -43,6 +47,10 @@ DF_INLINE void interleave_sliver(float* to, int width, const typename From::Type
       Vec row[kLanes];
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i) row[i] = From::many(source[i] + k);
+      if (far) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) __builtin_prefetch(source[i] + kLanes * line_stride + k);
+      }
       store_transposed(to + k * width + line, width, row);
     }
     if (k == depth) continue;
