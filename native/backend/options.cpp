@@ -10,6 +10,8 @@ namespace danceflux {
 void DeviceOptions::flatten(const std::string& prefix, const Json& object) {
   for (const auto& [member, value] : object.members()) {
     const std::string name = prefix + member;
+    require(!values_.contains(name), "ERR_OPTION", "option ", shown(name),
+            ": expected it once, got it twice");
     switch (value.kind()) {
       case Json::Kind::null:
         break;
@@ -17,6 +19,8 @@ void DeviceOptions::flatten(const std::string& prefix, const Json& object) {
         values_.emplace(name, value.boolean());
         break;
       case Json::Kind::number:
+        require(std::isfinite(value.number()), "ERR_OPTION", "option ", shown(name),
+                ": expected a finite number, got ", shown(value.text()));
         values_.emplace(name, value.number());
         break;
       case Json::Kind::string:
@@ -26,7 +30,7 @@ void DeviceOptions::flatten(const std::string& prefix, const Json& object) {
         flatten(name + ".", value);
         break;
       case Json::Kind::array:
-        fail("ERR_OPTION", "option ", name, ": expected no list, got one");
+        fail("ERR_OPTION", "option ", shown(name), ": expected no list, got one");
     }
   }
 }
@@ -34,7 +38,7 @@ void DeviceOptions::flatten(const std::string& prefix, const Json& object) {
 DeviceOptions DeviceOptions::parse(std::string_view json) {
   const Json value = Json::parse(json, "ERR_OPTION", "device options");
   require(value.is(Json::Kind::object), "ERR_OPTION", "device options: expected an object, got ",
-          json.substr(0, 40));
+          shown(json.substr(0, 40)));
   DeviceOptions options;
   options.flatten("", value);
   return options;
@@ -49,7 +53,8 @@ void DeviceOptions::allow_only(std::string_view backend,
       found = found || candidate == name;
       list += (list.empty() ? "" : ", ") + std::string(candidate);
     }
-    require(found, "ERR_OPTION", backend, " options: expected one of ", list, ", got ", name);
+    require(found, "ERR_OPTION", backend, " options: expected ", known.size() ? "one of " : "none", list,
+            ", got ", shown(name));
   }
 }
 
