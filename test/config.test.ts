@@ -1,331 +1,162 @@
-// Options of a training run: what is refused and how, what presets hold, what makes two runs the same.
+// Configuration files: presets, changes, paths, and what is refused.
+import { writeFileSync } from "node:fs";
+import { dirname, join, resolve } from "node:path";
 import { describe, expect, it } from "vitest";
-import type { PartialConfig, TrainConfig } from "../lib/grpo/config.js";
-import { PRESETS, preset } from "../lib/grpo/presets.js";
-import { completeConfig, configHash } from "../lib/grpo/validate.js";
+import { defaults } from "../lib/grpo/config.js";
+import { loadConfig, parseChange } from "../lib/load_config.js";
+import { testFolder } from "./support/device.js";
 
-const BASE = { model: { path: "m" }, prompts: ["a"], rewards: [{ type: "clip" }] } satisfies PartialConfig;
-const complete = (over: object): TrainConfig => completeConfig({ ...BASE, ...over } as PartialConfig);
+const folder = testFolder();
+let files = 0;
 
-/** An object with one dotted name set. */
-const withOption = (name: string, value: unknown): object =>
-  name.split(".").reduceRight<unknown>((inner, key) => ({ [key]: inner }), value) as object;
-
-function refusal(config: object): { code?: string; message: string; hint?: string } {
-  try {
-    complete(config);
-  } catch (error) {
-    return error as Error;
-  }
-  throw new Error(`expected ${JSON.stringify(config)} to be refused`);
+function write(value: unknown): string {
+  const path = join(folder, `${files++}.json`);
+  writeFileSync(path, typeof value === "string" ? value : JSON.stringify(value));
+  return path;
 }
 
-describe("unknown options", () => {
-  it.each([
-    ["learning.learningrate", "learning.learningRate"],
-    ["sampling.step", "sampling.steps"],
-    ["groupsize", "groupSize"],
-    ["output.keeps", "output.keep"],
-    ["learning.adam.beta", "learning.adam.beta1"],
-    ["sampling.window.sizes", "sampling.window.size"],
-    ["prompt", "prompts"],
-  ])("%s: the nearest is told", (name, nearest) => {
-    expect(refusal(withOption(name, 1))).toMatchObject({
-      code: "ERR_OPTION",
-      message: `config: ${name}: expected a known option, got none of that name`,
-      hint: `the nearest is ${nearest}`,
-    });
-  });
-
-  it.each(["constructor", "__proto__", "toString", "hasOwnProperty", "learning.valueOf"])(
-    "%s is one of them",
-    (name) => {
-      const config = JSON.parse(JSON.stringify(withOption("x", 1)).replace('"x"', JSON.stringify(name)));
-      expect(refusal({ ...withOption(name, 1), ...config })).toMatchObject({ code: "ERR_OPTION" });
-      expect(() => preset(name)).toThrow("preset: expected one of");
-    },
-  );
-});
-
-const WRONG: Record<string, unknown[]> = {
-  "model.path": ["", 3, null],
-  "model.dtype": ["fp32", "int8", 16],
-  "device.name": ["", 1],
-  prompts: [3, [3], null],
-  promptsPerIteration: [0, -1, 1.5, "1", Number.NaN, 1n],
-  groupSize: [1, 0, 2.5],
-  iterations: [0, Number.POSITIVE_INFINITY],
-  seed: [-1, 2 ** 53, 42n, "42"],
-  embeddingCache: ["", true],
-  "sampling.width": [8, "720", 720.5],
-  "sampling.height": [0],
-  "sampling.steps": [1, 0],
-  "sampling.shift": [0, -3, "auto", Number.NaN],
-  "sampling.guidance": [-1, "3.5"],
-  "sampling.kind": ["ode", "sde", 1],
-  "sampling.eta": [0, -0.3],
-  "sampling.window.size": [0],
-  "sampling.window.stride": [0],
-  "sampling.window.interval": [0.5],
-  "sampling.window.strategy": ["forward"],
-  "sampling.batch": [0],
-  "sampling.sameNoise": [1, "yes"],
-  "learning.learningRate": [-1e-5, "1e-5", null],
-  "learning.schedule": ["cosine"],
-  "learning.warmup": [-1, 0.5],
-  "learning.adam.beta1": [1, -0.1],
-  "learning.adam.beta2": [1.5],
-  "learning.adam.eps": [0],
-  "learning.adam.weightDecay": [-1],
-  "learning.clipNorm": [-1],
-  "learning.clipRange": [0],
-  "learning.clipAdvantage": [0, -5],
-  "learning.advantage": ["global"],
-  "learning.mixture": ["product"],
-  "learning.timestepFraction": [1.1, -0.1],
-  "learning.accumulate": [0],
-  "learning.microbatch": [0],
-  "learning.recompute": ["some", -1, 1.5],
-  "learning.emaDecay": [1, -0.5],
-  "learning.lora.rank": [0, 1.5],
-  "learning.lora.alpha": [0],
-  "learning.lora.targets": ["to_q", [1]],
-  "learning.trainable": ["attn", ["("], [1]],
-  rewards: [[], {}, "clip"],
-  "evaluation.every": [-1],
-  "evaluation.prompts": [1, [null]],
-  "evaluation.picturesPerPrompt": [0],
-  "evaluation.rewards": ["clip"],
-  "evaluation.steps": [0],
-  "evaluation.kind": ["ddim"],
-  "evaluation.batch": [0],
-  "evaluation.save": [-1],
-  "output.folder": ["", 1],
-  "output.checkpointEvery": [-1],
-  "output.keep": [0],
-  "output.picturesEvery": [-1],
-  "compat.bf16Timesteps": ["on"],
-  "compat.integerTimesteps": [0],
-  "compat.sameOrderEveryEpoch": [null],
-  "compat.noiseSharedAcrossPrompts": ["no"],
+const SMALL = {
+  model: { path: "model" },
+  prompts: "prompts.txt",
+  rewards: [{ type: "clip", path: "reward", tokenizer: "model" }],
 };
 
-describe("wrong values", () => {
-  const cases = Object.entries(WRONG).flatMap(([name, values]) =>
-    values.map((value) => [name, value] as const),
-  );
-  it.each(cases)("%s cannot be %s", (name, value) => {
-    const { code, message } = refusal(withOption(name, value));
-    expect(code).toBe("ERR_OPTION");
-    expect(message.startsWith(`config: ${name}: expected `), message).toBe(true);
-    expect(message).toMatch(/, got .+$/);
-  });
-
-  it.each(["sampling", "learning", "learning.adam", "output", "compat"])("%s holds options", (name) => {
-    for (const value of [3, null, "x", [], true]) {
-      expect(refusal(withOption(name, value)).message).toMatch(`config: ${name}: expected options, got`);
-    }
-  });
-
-  it("no configuration at all", () => {
-    for (const value of [null, undefined, [], 3, "x"]) {
-      expect(() => completeConfig(value as never)).toThrow("config: expected an object");
-    }
-    expect(() => completeConfig({})).toThrow("config: model.path: expected a value, got undefined");
-    expect(() => completeConfig({ model: {}, prompts: ["a"], rewards: [{ type: "clip" }] })).toThrow(
-      "model.path",
+describe("a configuration file", () => {
+  it("is completed by the defaults; its paths are relative to it", async () => {
+    const config = await loadConfig(
+      write({
+        ...SMALL,
+        embeddingCache: "cache",
+        evaluation: { every: 5, prompts: "held.txt", rewards: [{ type: "module", path: "check.mjs" }] },
+        output: { folder: "../runs/one" },
+      }),
     );
-    expect(() => completeConfig({ model: { path: "m" }, rewards: [{ type: "clip" }] })).toThrow(
-      "config: prompts",
+    const at = (path: string) => resolve(folder, path);
+    expect(config.model.path).toBe(at("model"));
+    expect(config.prompts).toBe(at("prompts.txt"));
+    expect(config.embeddingCache).toBe(at("cache"));
+    expect(config.evaluation.prompts).toBe(at("held.txt"));
+    expect(config.output.folder).toBe(at("../runs/one"));
+    expect(config.rewards).toEqual([{ type: "clip", path: at("reward"), tokenizer: at("model") }]);
+    expect(config.evaluation.rewards![0]!.path).toBe(at("check.mjs"));
+    expect(config.learning).toEqual(defaults.learning);
+  });
+
+  it("leaves prompts that are written out, addresses and absolute paths as they are", async () => {
+    const rewards = [{ type: "http", path: "http://127.0.0.1:1/score" }];
+    const config = await loadConfig(
+      write({ ...SMALL, rewards, prompts: ["a cat"], output: { folder: "/tmp/x" } }),
     );
-    expect(() => completeConfig({ model: { path: "m" }, prompts: ["a"] })).toThrow("config: rewards");
+    expect([config.prompts, config.rewards[0]!.path, config.output.folder]).toEqual([
+      ["a cat"],
+      rewards[0]!.path,
+      "/tmp/x",
+    ]);
+  });
+
+  it("starts from a preset", async () => {
+    const config = await loadConfig(
+      write({ ...SMALL, preset: "dancegrpo-8gpu", learning: { accumulate: 6 } }),
+    );
+    expect(config.learning).toMatchObject({ accumulate: 6, clipNorm: 0.01, emaDecay: 0.995 });
+  });
+
+  it("ships one for the demo that can be read", async () => {
+    const path = new URL("../models/tiny-shapes/demo.json", import.meta.url).pathname;
+    const config = await loadConfig(path);
+    expect(config.output.folder).toBe(resolve(dirname(path), "../../runs/demo"));
+    expect(config.evaluation.rewards!.map(({ name, type }) => name ?? type)).toContain("attributes");
   });
 });
 
-describe("options that do not go together", () => {
-  it.each<[string, PartialConfig, string]>([
-    [
-      "accumulate",
-      { promptsPerIteration: 2, groupSize: 6, learning: { accumulate: 5 } },
-      "learning.accumulate: expected a divisor of the 12 pictures",
-    ],
-    [
-      "window",
-      { sampling: { steps: 6, window: { size: 6, strategy: "fixed" } } },
-      "sampling.window.size: expected less than the 6 steps",
-    ],
-    ["half a window", { sampling: { window: { size: 2 } } }, "sampling.window.strategy: expected a value"],
-    [
-      "half an adapter",
-      { learning: { lora: { rank: 8, targets: ["to_q"] } } },
-      "learning.lora.alpha: expected a value",
-    ],
-    ["cps", { sampling: { kind: "cps", eta: 1.2 } }, "sampling.eta: expected at most 1 for cps"],
-    [
-      "cps of an evaluation",
-      { sampling: { eta: 1.2 }, evaluation: { every: 1, prompts: ["b"], kind: "cps" } },
-      "at most 1 for cps",
-    ],
-    [
-      "adapters and patterns",
-      { learning: { lora: { rank: 1, alpha: 1, targets: ["to_q"] }, trainable: ["a"] } },
-      "learning.trainable: expected nothing beside",
-    ],
-    [
-      "evaluation without prompts",
-      { evaluation: { every: 2 } },
-      "evaluation.prompts: expected held-out prompts",
-    ],
-  ])("%s", (_, config, message) => {
-    expect(refusal(config).message).toContain(message);
+describe("changes", () => {
+  it.each([
+    ["a.b=3", { name: "a.b", value: 3 }],
+    ["a=text", { name: "a", value: "text" }],
+    ["a=[1,2]", { name: "a", value: [1, 2] }],
+    ["a=x=y", { name: "a", value: "x=y" }],
+    ["a=", { name: "a", value: "" }],
+  ])("%s", (text, change) => expect(parseChange(text)).toEqual(change));
+
+  it("are refused when they are none", () => {
+    for (const text of ["a", "=3", "a..b=3", ".a=1"])
+      expect(() => parseChange(text)).toThrow("--set: expected NAME=VALUE");
   });
 
-  it("but any divisor of the pictures may be accumulated", () => {
-    for (const accumulate of [1, 2, 3, 4, 6, 12]) {
-      expect(
-        complete({ promptsPerIteration: 2, groupSize: 6, learning: { accumulate } }).learning.accumulate,
-      ).toBe(accumulate);
-    }
-  });
-});
-
-describe("presets", () => {
-  // What DanceGRPO's scripts say, per rank.
-  const PUBLISHED = {
-    "dancegrpo-16gpu": {
-      promptsPerIteration: 1,
-      accumulate: 4,
-      steps: 16,
-      learningRate: 1e-5,
-      clipNorm: 1,
-      emaDecay: 0,
-      every: 40,
-    },
-    "dancegrpo-8gpu": {
-      promptsPerIteration: 2,
-      accumulate: 12,
-      steps: 16,
-      learningRate: 1e-5,
-      clipNorm: 0.01,
-      emaDecay: 0.995,
-      every: 40,
-    },
-    "dancegrpo-8gpu-lora": {
-      promptsPerIteration: 2,
-      accumulate: 12,
-      steps: 12,
-      learningRate: 3e-4,
-      clipNorm: 1,
-      emaDecay: 0,
-      every: 60,
-    },
-  } as const;
-
-  it.each(Object.entries(PUBLISHED))("%s is as published", (name, published) => {
-    const config = completeConfig({ preset: name, model: { path: "m" }, prompts: ["a"] });
-    const { learning, sampling, output } = config;
-    expect({
-      promptsPerIteration: config.promptsPerIteration,
-      accumulate: learning.accumulate,
-      steps: sampling.steps,
-      learningRate: learning.learningRate,
-      clipNorm: learning.clipNorm,
-      emaDecay: learning.emaDecay,
-      every: output.checkpointEvery,
-    }).toEqual(published);
-    expect(config).toMatchObject({ groupSize: 12, seed: 42 });
-    expect(sampling).toMatchObject({
-      width: 720,
-      height: 720,
-      shift: 3,
-      eta: 0.3,
-      guidance: 3.5,
-      kind: "dance-sde",
-      sameNoise: true,
+  it("win over the file; their paths are relative to the current folder", async () => {
+    const config = await loadConfig(write(SMALL), [
+      "learning.learningRate=2e-5",
+      "learning.lora.rank=4",
+      "learning.lora.alpha=8",
+      'learning.lora.targets=["to_q"]',
+      "output.folder=runs/there",
+      "rewards.0.weight=2",
+      "rewards.0.path=elsewhere",
+    ]);
+    expect(config.learning.learningRate).toBe(2e-5);
+    expect(config.learning.lora).toEqual({ rank: 4, alpha: 8, targets: ["to_q"] });
+    expect(config.output.folder).toBe(resolve("runs/there"));
+    expect(config.rewards[0]).toMatchObject({
+      weight: 2,
+      path: resolve("elsewhere"),
+      tokenizer: join(folder, "model"),
     });
-    expect(learning).toMatchObject({
-      clipRange: 1e-4,
-      clipAdvantage: 5,
-      timestepFraction: 0.6,
-      schedule: "constant",
-      warmup: 0,
-    });
-    expect(learning.adam).toEqual({ beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 1e-4 });
-    expect(Object.values(config.compat).filter(Boolean)).toHaveLength(1); // integer timesteps are its arithmetic, the rest its bugs
   });
 
-  it("are all complete with a model and prompts, and may be overridden", () => {
-    for (const name of Object.keys(PRESETS)) {
-      const config = completeConfig({
-        preset: name,
-        model: { path: "m" },
-        prompts: ["a"],
-        seed: 7,
-        output: { keep: 9 },
-      });
-      expect(config).toMatchObject({ seed: 7, output: { keep: 9 } });
-      expect(config).not.toHaveProperty("preset");
-    }
-  });
-
-  it("are the caller's to change", () => {
-    preset("dancegrpo-8gpu").learning!.accumulate = 1;
-    expect(preset("dancegrpo-8gpu").learning!.accumulate).toBe(12);
-    expect(() => preset("dancegrpo")).toThrow("preset: expected one of dancegrpo-16gpu");
+  it.each<[string, string, string]>([
+    [
+      "learning.learningrate=1",
+      "config: learning.learningrate: expected a known option",
+      "the nearest is learning.learningRate",
+    ],
+    ["groupSize=1", "config: groupSize: expected a whole number of 2 or more, got 1", ""],
+    ["rewards.3.weight=1", "--set: rewards.3.weight: expected 3 to hold options, got none", ""],
+    ["seed.x=1", "config: seed: expected a whole number of 0 or more", ""],
+    ["__proto__.polluted=1", "config: __proto__.polluted: expected a known option", ""],
+    ["rewards.0.weight=heavy", 'config: rewards[0]: weight: expected a number, got "heavy"', ""],
+    ["rewards.0.pth=x", "config: rewards[0]: pth: expected a known option", "the nearest is path"],
+    [
+      "rewards.0.type=clap",
+      'config: rewards[0]: type: expected one of hps-v2.1, pickscore, clip, http, module, got "clap"',
+      "the nearest is clip",
+    ],
+    [
+      "learning.mixture=product",
+      'config: learning.mixture: expected one of "sum", "per-reward", got "product"',
+      "",
+    ],
+  ])("%s is refused", async (change, message, hint) => {
+    const error = await loadConfig(write(SMALL), [change]).catch((reason) => reason);
+    expect(error.code).toBe("ERR_OPTION");
+    expect(error.message).toContain(message);
+    if (hint) expect(error.hint).toContain(hint);
+    expect(({} as { polluted?: unknown }).polluted).toBeUndefined();
   });
 });
 
-describe("the hash of a configuration", () => {
-  const base = complete({});
-  const hashOf = (over: object) => configHash(complete(over));
-
-  it("knows nothing of the order of options", () => {
-    const reversed = Object.fromEntries(Object.entries(base).reverse()) as unknown as TrainConfig;
-    expect(configHash(reversed)).toBe(configHash(base));
+describe("a file that is no configuration", () => {
+  it.each<[string, unknown, string, string]>([
+    ["broken JSON", "{", "ERR_OPTION", "expected JSON"],
+    ["a list", [], "ERR_OPTION", "expected a JSON object"],
+    [
+      "one without a model",
+      { prompts: ["a"], rewards: [{ type: "clip" }] },
+      "ERR_OPTION",
+      "config: model.path: expected a value, got undefined",
+    ],
+    [
+      "one whose reward is a text",
+      { ...SMALL, rewards: ["clip"] },
+      "ERR_OPTION",
+      'config: rewards[0]: expected an object with type, got "clip"',
+    ],
+  ])("%s is refused", async (_, value, code, message) => {
+    const error = await loadConfig(write(value)).catch((reason) => reason);
+    expect(error).toMatchObject({ code });
+    expect(error.message).toContain(message);
   });
 
-  it("stays what it was when the same run is described by a later version", () => {
-    const described = {
-      model: { path: "m" },
-      device: { name: "cpu" },
-      seed: 42,
-      sampling: { steps: 4 },
-      learning: { schedule: "constant" },
-      evaluation: {},
-      output: {},
-    };
-    expect(configHash(described as never)).toBe("f984502d83fe960e");
-  });
-
-  it.each<[string, object]>([
-    ["folder", { output: { folder: "elsewhere" } }],
-    ["checkpoints", { output: { checkpointEvery: 1, keep: 7, picturesEvery: 3 } }],
-    ["cache", { embeddingCache: "c" }],
-    ["more iterations", { iterations: 7 }],
-    ["batches", { sampling: { batch: 7 }, evaluation: { batch: 3, save: 1 } }],
-    ["recomputation", { learning: { recompute: "all" } }],
-    ["threads", { device: { threads: 1 } }],
-  ])("is the same whatever the %s", (_, over) => {
-    expect(hashOf(over)).toBe(configHash(base));
-  });
-
-  it.each<[string, object]>([
-    ["seed", { seed: 43 }],
-    ["prompts", { prompts: ["b"] }],
-    ["rewards", { rewards: [{ type: "clip", weight: 2 }] }],
-    ["model", { model: { path: "m", dtype: "bf16" } }],
-    ["device", { device: { name: "cuda:0" } }],
-    ["steps", { sampling: { steps: 15 } }],
-    ["microbatch", { learning: { microbatch: 2 } }],
-    ["rate", { learning: { learningRate: 2e-5 } }],
-    ["compat", { compat: { bf16Timesteps: true } }],
-    ["evaluation", { evaluation: { steps: 27 } }],
-  ])("changes with the %s", (_, over) => {
-    expect(hashOf(over)).not.toBe(configHash(base));
-  });
-
-  it("changes with the number of iterations when the rate falls towards them", () => {
-    const linear = (iterations: number) => hashOf({ iterations, learning: { schedule: "linear" } });
-    expect(linear(7)).not.toBe(linear(8));
+  it("one that is not there is refused", async () => {
+    await expect(loadConfig(join(folder, "nowhere.json"))).rejects.toMatchObject({ code: "ERR_FILE" });
   });
 });
