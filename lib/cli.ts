@@ -1,0 +1,11 @@
+#!/usr/bin/env node
+import { main } from "./commands/main.js";
+
+// Whoever reads us may stop reading: `danceflux doctor | head -1`.
+process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+  if (error.code !== "EPIPE") throw error;
+  process.exit(0);
+});
+
+// Not process.exit(): what was written to a pipe must get there.
+process.exitCode = await main(process.argv.slice(2));

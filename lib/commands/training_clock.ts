@@ -1,0 +1,70 @@
+/** How long a training run will still take. */
+import type { TrainConfig } from "../grpo/config.js";
+import type { Progress } from "../grpo/trainer.js";
+import { duration } from "../report/html.js";
+
+/** Iterations that the estimate looks back on. */
+const WINDOW = 10;
+
+export class TrainingClock {
+  readonly #config: TrainConfig;
+  readonly #now: () => number;
+  /** Seconds of the latest iterations, and of the latest evaluation. */
+  readonly #iterations: number[] = [];
+  #evaluation: number | undefined;
+  /** When the iteration under way began; undefined: none is. */
+  #began: number | undefined;
+  #done = 0;
+
+  constructor(config: TrainConfig, now: () => number = () => performance.now() / 1000) {
+    this.#config = config;
+    this.#now = now;
+  }
+
+  progress({ iteration, stage }: Progress): void {
+    this.#done = iteration - 1;
+    if (stage === "rollout") this.#began ??= this.#now();
+  }
+
+  iteration(done: number, seconds: number): void {
+    this.#done = done;
+    this.#began = undefined;
+    this.#iterations.push(seconds);
+    if (this.#iterations.length > WINDOW) this.#iterations.shift();
+  }
+
+  evaluation(seconds: number): void {
+    this.#evaluation = seconds;
+  }
+
+  #evaluationsLeft(): number {
+    const { iterations, evaluation } = this.#config;
+    if (evaluation.every === 0) return 0;
+    const due = (iteration: number) => Math.floor(iteration / evaluation.every);
+    // The last iteration is evaluated in any case.
+    return due(iterations) - due(this.#done) + (iterations % evaluation.every === 0 ? 0 : 1);
+  }
+
+  /** Seconds until the end; undefined while there is nothing to go by. */
+  secondsLeft(): number | undefined {
+    if (this.#iterations.length === 0) return undefined;
+    const mean = this.#iterations.reduce((sum, value) => sum + value, 0) / this.#iterations.length;
+    const running = this.#began === undefined ? 0 : this.#now() - this.#began;
+    const training = (this.#config.iterations - this.#done) * mean - Math.min(running, mean);
+    return training + this.#evaluationsLeft() * (this.#evaluation ?? 0);
+  }
+
+  /** `iteration 12/80 · update 40/96 · 3.2 s each · 3 min 40 s left` */
+  line({ stage, iteration, done, all }: Progress): string {
+    const { iterations } = this.#config;
+    const mean = this.#iterations.reduce((sum, value) => sum + value, 0) / this.#iterations.length;
+    const left = this.secondsLeft();
+    const parts = [
+      stage === "encode" ? "preparing" : `iteration ${Math.min(iteration, iterations)}/${iterations}`,
+      all > 1 ? `${stage} ${done}/${all}` : stage,
+      ...(this.#iterations.length > 0 ? [`${duration(mean)} each`] : []),
+      ...(left === undefined ? [] : [`${duration(left)} left`]),
+    ];
+    return parts.join(" \u00b7 ");
+  }
+}
