@@ -14,7 +14,7 @@ Tensor embedding(const Tensor& table, const Tensor& ids, std::span<const std::in
   require(ids.numel() == static_cast<std::int64_t>(host_ids.size()), "ERR_SHAPE", "embedding: expected ",
           ids.numel(), " host ids for ", ids.shape(), ", got ", host_ids.size());
   for (const std::int32_t id : host_ids) {
-    require(id >= 0 && id < table.dim(0), "ERR_SHAPE", "embedding: expected ids below ", table.dim(0),
+    require(id >= 0 && id < table.dim(0), "ERR_SHAPE", "embedding: expected ids from 0 to ", table.dim(0) - 1,
             ", got ", id);
   }
   Shape shape = ids.shape();
