@@ -6,7 +6,7 @@
  */
 import { createHash } from "node:crypto";
 import { mkdir, readFile, rename, writeFile } from "node:fs/promises";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { DanceError } from "../errors.js";
 import type { Pipeline, PromptEmbedding } from "../models/types.js";
 import { type NativeTensor, runJob } from "../native.js";
@@ -41,7 +41,7 @@ function decodeFile(bytes: Buffer, path: string): HostEmbedding {
   };
   const end = bytes.subarray(0, 1024).indexOf(10);
   if (end < 0) return refuse("no header");
-  let head: { text?: unknown; pooled?: unknown };
+  let head: { text?: unknown; pooled?: unknown } | null;
   try {
     head = JSON.parse(bytes.toString("utf8", 0, end)) as typeof head;
   } catch {
@@ -57,7 +57,7 @@ function decodeFile(bytes: Buffer, path: string): HostEmbedding {
     offset += count * 4;
     return { shape: shape as number[], values };
   };
-  const embedding = { text: tensor(head.text), pooled: tensor(head.pooled) };
+  const embedding = { text: tensor(head?.text), pooled: tensor(head?.pooled) };
   return offset === bytes.length ? embedding : refuse("bytes too many");
 }
 
@@ -74,7 +74,9 @@ export class EmbeddingStore {
   }
 
   #path(prompt: string): string {
-    const key = createHash("sha256").update(`${this.#pipeline.folder}\0${this.#pipeline.weights}\0${prompt}`);
+    const { folder, weights } = this.#pipeline;
+    // The whole path: the same short one means another model in another working folder.
+    const key = createHash("sha256").update(`${resolve(folder)}\0${weights}\0${prompt}`);
     return join(this.#folder!, `${key.digest("hex").slice(0, 32)}.embedding`);
   }
 
