@@ -1,0 +1,611 @@
+// What a training run promises when things go wrong, stop half-way or go on: folders, checkpoints, rewards, pictures, exports.
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import { EmbeddingStore } from "../lib/grpo/embeddings.js";
+import { MetricsFile } from "../lib/grpo/metrics.js";
+import type { TrainerOptions } from "../lib/grpo/trainer.js";
+import { loadFluxFolder } from "../lib/models/flux.js";
+import { loadLora } from "../lib/models/lora.js";
+import { type FluxInputs, type NativeFlux, native, runJob } from "../lib/native.js";
+import { testDevice, testFolder } from "./support/device.js";
+import { smallPipeline } from "./support/pipeline.js";
+import { brightness, checkpointsOf, endOf, PROMPTS, rewardOf, SHORT, shortRun } from "./support/training.js";
+
+const device = testDevice({ threads: 2 });
+const folder = testFolder();
+const model = join(folder, "model");
+let runs = 0;
+const newRun = () => join(folder, `run${runs++}`);
+
+const train = (
+  run: string,
+  options: Partial<TrainerOptions> = {},
+  more: Parameters<typeof shortRun>[3] = {},
+) => shortRun(device, { model, run }, options, more);
+
+/** A file with some content, its folder made. */
+function put(path: string, content: string): string {
+  mkdirSync(join(path, ".."), { recursive: true });
+  writeFileSync(path, content);
+  return path;
+}
+
+// The uninterrupted run that others are compared with.
+let wholeRun: Promise<string> | undefined;
+function whole(): Promise<string> {
+  wholeRun ??= (async () => {
+    const run = newRun();
+    await train(run);
+    return run;
+  })();
+  return wholeRun;
+}
+
+describe("the run folder", () => {
+  it("is refused when it holds something else", async () => {
+    const run = newRun();
+    put(join(run, "notes.txt"), "mine");
+    await expect(train(run)).rejects.toMatchObject({
+      code: "ERR_OUTPUT",
+      message: expect.stringContaining("expected an empty folder or a run"),
+    });
+    expect(readdirSync(run)).toEqual(["notes.txt"]);
+  });
+
+  it("is refused when it holds a run with other options, and named when that is gone", async () => {
+    const run = await whole();
+    await expect(train(run, { seed: 1 })).rejects.toMatchObject({
+      code: "ERR_OUTPUT",
+      message: `${run}: it holds a run with other options`,
+      hint: expect.stringContaining("output.folder"),
+    });
+  });
+
+  it("is refused when it is a file, or below one", async () => {
+    const file = put(join(folder, "file"), "");
+    for (const run of [file, join(file, "run")]) {
+      await expect(train(run)).rejects.toMatchObject({
+        code: "ERR_OUTPUT",
+        message: expect.stringContaining("cannot be written"),
+      });
+    }
+  });
+
+  it("is refused when its configuration is somebody else's, which then stays as it was", async () => {
+    for (const content of ['{"preset": "tiny-shapes"}', "null", "{", "[1]"]) {
+      const run = newRun();
+      const path = put(join(run, "config.json"), content);
+      await expect(train(run), content).rejects.toMatchObject({ code: "ERR_OUTPUT" });
+      expect(readFileSync(path, "utf8")).toBe(content);
+    }
+  });
+
+  it("of a run that was refused before it began may be used with other options", async () => {
+    const run = newRun();
+    const lora = { rank: 2, alpha: 4, targets: ["to_nowhere"] };
+    await expect(train(run, { learning: { ...SHORT.learning, lora } })).rejects.toThrow('got "to_nowhere"');
+    await train(run, { iterations: 1 });
+    expect(checkpointsOf(run)).toEqual(["000001"]);
+  });
+});
+
+describe("what cannot be is told before anything is written", () => {
+  const cases: [string, Partial<TrainerOptions>, string, string][] = [
+    [
+      "an empty prompt file",
+      { prompts: put(join(folder, "empty.txt"), "\n \n") },
+      "ERR_PROMPTS",
+      "expected at least one prompt",
+    ],
+    ["no prompt file", { prompts: join(folder, "nowhere.txt") }, "ERR_PROMPTS", "cannot be read"],
+    [
+      "a prompt file of bytes",
+      { prompts: put(join(folder, "odd.jsonl"), "{") },
+      "ERR_PROMPTS",
+      "odd.jsonl:1",
+    ],
+    [
+      "no held-out prompts",
+      { evaluation: { every: 1, prompts: join(folder, "nowhere.txt") } },
+      "ERR_PROMPTS",
+      "nowhere.txt",
+    ],
+    [
+      "a size that is no whole number of tokens",
+      { sampling: { ...SHORT.sampling, width: 30 } },
+      "ERR_OPTION",
+      "width: expected a multiple of 8",
+    ],
+  ];
+  it.each(cases)("%s", async (_, options, code, message) => {
+    const run = newRun();
+    const before = native().liveHandles();
+    await expect(train(run, options)).rejects.toMatchObject({
+      code,
+      message: expect.stringContaining(message),
+    });
+    expect(existsSync(run)).toBe(false);
+    expect(native().liveHandles()).toEqual(before);
+  });
+
+  it("more is refused with the trainer itself", async () => {
+    await expect(train(newRun(), { learning: { ...SHORT.learning, accumulate: 3 } })).rejects.toThrow(
+      "divisor of the 4 pictures",
+    );
+    const trainable = { ...SHORT.learning, trainable: ["nothing_like_it"] };
+    await expect(train(newRun(), { learning: trainable })).rejects.toThrow(
+      "expected patterns that name a parameter",
+    );
+  });
+});
+
+describe("a reward that fails", () => {
+  const failing: [string, () => unknown, string][] = [
+    [
+      "throws",
+      () => {
+        throw new Error("no power");
+      },
+      "failing: it failed: no power",
+    ],
+    ["answers NaN", () => [1, 2, Number.NaN, 3], "failing: expected finite scores, got NaN for picture 2"],
+    [
+      "answers Infinity",
+      () => [1, 2, 3, Number.POSITIVE_INFINITY],
+      "expected finite scores, got Infinity for picture 3",
+    ],
+    ["answers too few", () => [1, 2, 3], "failing: expected 4 scores, got 3"],
+    ["answers too many", () => [1, 2, 3, 4, 5], "expected 4 scores, got 5"],
+    ["answers nothing", () => undefined, "expected 4 scores, got none"],
+    ["answers words", () => ["a", "b", "c", "d"], "expected finite scores, got NaN for picture 0"],
+  ];
+  it.each(failing)(
+    "because it %s ends the run and leaves its last checkpoint",
+    async (_, answer, message) => {
+      const run = newRun();
+      const before = native().liveHandles();
+      const reward = rewardOf("failing", async (request) =>
+        request.iteration < 1 ? brightness.score(request) : (answer() as number[]),
+      );
+      await expect(train(run, { reward })).rejects.toMatchObject({
+        code: "ERR_REWARD",
+        message: expect.stringContaining(message),
+      });
+      expect(checkpointsOf(run)).toEqual(["000001"]);
+      expect(existsSync(join(run, "final"))).toBe(false);
+      expect(native().liveHandles()).toEqual(before);
+    },
+  );
+
+  it("does not spoil what a resumed run computes", async () => {
+    const run = newRun();
+    let fails = true;
+    const reward = rewardOf("brightness", async (request) => {
+      if (fails && request.iteration === 1) throw new Error("for now");
+      return brightness.score(request);
+    });
+    await expect(train(run, { reward })).rejects.toMatchObject({ code: "ERR_REWARD" });
+    fails = false;
+    const metrics = await train(run, { reward });
+    expect(metrics.map(({ iteration }) => iteration)).toEqual([2, 3]);
+    expect(endOf(run)).toEqual(endOf(await whole()));
+  });
+});
+
+describe("a run that is asked to stop", () => {
+  async function stopIn(stage: "rollout" | "update", output = {}): Promise<string> {
+    const run = newRun();
+    const stop = new AbortController();
+    await train(
+      run,
+      { output },
+      {
+        stop: stop.signal,
+        onProgress: (progress) => {
+          if (progress.iteration === 2 && progress.stage === stage && progress.done > 0) stop.abort();
+        },
+      },
+    );
+    return run;
+  }
+
+  it("gives up a rollout, keeps the iteration before, and ends with the same bits when it goes on", async () => {
+    const run = await stopIn("rollout", { checkpointEvery: 0 });
+    expect(checkpointsOf(run)).toEqual(["000001"]);
+    const rest = await train(run, { output: { checkpointEvery: 0 } });
+    expect(rest.map(({ iteration }) => iteration)).toEqual([2, 3]);
+    expect(endOf(run)).toEqual(endOf(await whole()));
+  });
+
+  it("finishes an update, and ends with the same bits when it goes on", async () => {
+    const run = await stopIn("update", { checkpointEvery: 0 });
+    expect(checkpointsOf(run)).toEqual(["000002"]);
+    expect(existsSync(join(run, "final"))).toBe(false);
+    await train(run);
+    expect(endOf(run)).toEqual(endOf(await whole()));
+  });
+
+  it("goes on with other batches to the same bits: those never matter", async () => {
+    const run = await stopIn("update");
+    await train(run, {
+      sampling: { ...SHORT.sampling, batch: 1 },
+      learning: { ...SHORT.learning, recompute: "all" },
+    });
+    expect(endOf(run)).toEqual(endOf(await whole()));
+  });
+
+  it("before it began does nothing, and after its end writes its end again", async () => {
+    const run = newRun();
+    expect(await train(run, {}, { stop: AbortSignal.abort() })).toEqual([]);
+    expect(existsSync(join(run, "checkpoints"))).toBe(false);
+    const done = await whole();
+    const [weights] = endOf(done);
+    rmSync(join(done, "final"), { recursive: true });
+    expect(await train(done)).toEqual([]);
+    expect(endOf(done)[0]!.equals(weights!)).toBe(true);
+  });
+
+  it("at once rejects with the reason, and may be started again in the same process", async () => {
+    const run = newRun();
+    const reason = new Error("now");
+    const abort = new AbortController();
+    const before = native().liveHandles();
+    const running = train(
+      run,
+      {},
+      {
+        signal: abort.signal,
+        onProgress: ({ stage, iteration, done }) => {
+          if (stage === "update" && iteration === 2 && done > 0) abort.abort(reason);
+        },
+      },
+    );
+    await expect(running).rejects.toBe(reason);
+    expect(native().liveHandles()).toEqual(before);
+    await train(run);
+    expect(endOf(run)).toEqual(endOf(await whole()));
+  });
+
+  it("and whose caller walks away leaves nothing behind", async () => {
+    const before = native().liveHandles();
+    const run = newRun();
+    const stopped = train(
+      run,
+      {},
+      {
+        onIteration: () => {
+          throw new Error("enough");
+        },
+      },
+    );
+    await expect(stopped).rejects.toThrow("enough");
+    expect(native().liveHandles()).toEqual(before);
+  });
+});
+
+describe("checkpoints", () => {
+  it("are kept to a number, and a later number of iterations goes on from the last", async () => {
+    const run = newRun();
+    await train(run, { iterations: 2, output: { keep: 1 } });
+    expect(checkpointsOf(run)).toEqual(["000002"]);
+    await train(run, { iterations: 3, output: { keep: 1 } });
+    expect(checkpointsOf(run)).toEqual(["000003"]);
+    expect(endOf(run)).toEqual(endOf(await whole()));
+  });
+
+  it("that a killed process left half written are removed, never read", async () => {
+    const run = newRun();
+    await train(run, { iterations: 1 });
+    put(join(run, "checkpoints/000009.tmp-4242/trainer.json"), "{");
+    await train(run);
+    expect(checkpointsOf(run)).toEqual(["000002", "000003"]);
+    expect(endOf(run)).toEqual(endOf(await whole()));
+  });
+
+  it("that cannot be read are named", async () => {
+    const spoil = async (name: string, content: string, code: string) => {
+      const run = newRun();
+      await train(run, { iterations: 1 });
+      put(join(run, "checkpoints/000001", name), content);
+      const before = native().liveHandles();
+      await expect(train(run)).rejects.toMatchObject({ code, message: expect.stringContaining(name) });
+      expect(native().liveHandles()).toEqual(before);
+    };
+    await spoil("trainer.json", "{", "ERR_CHECKPOINT");
+    await spoil("trainer.json", '{"version": 2}', "ERR_CHECKPOINT");
+    await spoil("optimizer.safetensors", "short", "ERR_SAFETENSORS");
+  });
+
+  it("need the metrics that belong to them", async () => {
+    const run = newRun();
+    await train(run, { iterations: 1 });
+    writeFileSync(join(run, "metrics.jsonl"), "");
+    await expect(train(run)).rejects.toMatchObject({
+      code: "ERR_FILE",
+      message: expect.stringContaining("bytes of the last checkpoint"),
+    });
+    const file = await MetricsFile.open(join(folder, "fresh.jsonl"), 0);
+    expect(await file.sync()).toBe(0);
+    await file.close();
+  });
+
+  it("that cannot be written end the run and leave the earlier ones", async () => {
+    const run = newRun();
+    const writing = train(
+      run,
+      {},
+      {
+        onIteration: ({ iteration }) => {
+          if (iteration !== 1) return;
+          // As when the disk goes away: where the next one belongs is now a file.
+          rmSync(join(run, "checkpoints"), { recursive: true });
+          put(join(run, "checkpoints"), "");
+        },
+      },
+    );
+    await expect(writing).rejects.toMatchObject({
+      code: "ERR_CHECKPOINT",
+      message: expect.stringContaining("cannot be written"),
+    });
+  });
+});
+
+describe("pictures", () => {
+  it("are encoded and written while the reward still scores them", async () => {
+    const run = newRun();
+    const seen: string[][] = [];
+    const pictures = (iteration: number) => join(run, "pictures", String(iteration + 1).padStart(6, "0"));
+    const slow = rewardOf("slow", async (request) => {
+      const there = () =>
+        existsSync(pictures(request.iteration)) ? readdirSync(pictures(request.iteration)) : [];
+      const whole = () => there().filter((name) => name.endsWith(".png"));
+      for (let i = 0; i < 500 && whole().length < 4; i++) await new Promise((done) => setTimeout(done, 10));
+      seen.push(whole().sort());
+      return brightness.score(request);
+    });
+    await train(run, { reward: slow, iterations: 2, output: { picturesEvery: 2 } });
+    const names = ["000-000.png", "000-001.png", "000-002.png", "000-003.png"];
+    expect(seen).toEqual([[], names]);
+    expect(readdirSync(join(run, "pictures"))).toEqual(["000002"]);
+  }, 60_000);
+
+  it("that cannot be written end the run", async () => {
+    const run = newRun();
+    const reward = rewardOf("brightness", async (request) => {
+      put(join(run, "pictures"), "");
+      return brightness.score(request);
+    });
+    await expect(train(run, { reward, output: { picturesEvery: 2 } })).rejects.toMatchObject({
+      code: "ERR_IMAGE",
+    });
+    expect(checkpointsOf(run)).toEqual(["000001"]);
+  });
+});
+
+describe("evaluation", () => {
+  it("shows the same pictures as long as nothing is learned, and names their scores", async () => {
+    const run = newRun();
+    const evaluation = {
+      every: 1,
+      prompts: ["peach", "apple"],
+      picturesPerPrompt: 2,
+      steps: 2,
+      batch: 3,
+      save: 3,
+    };
+    await train(run, { iterations: 1, learning: { ...SHORT.learning, learningRate: 0 }, evaluation });
+    const at = (iteration: string) => join(run, "evaluation", iteration);
+    expect(readdirSync(at("000000")).sort()).toEqual(["0000.png", "0001.png", "0002.png", "pictures.json"]);
+    for (const name of readdirSync(at("000000"))) {
+      expect(
+        readFileSync(join(at("000001"), name)).equals(readFileSync(join(at("000000"), name))),
+        name,
+      ).toBe(true);
+    }
+    const [first] = JSON.parse(readFileSync(join(at("000000"), "pictures.json"), "utf8"));
+    expect(first).toMatchObject({
+      file: "0000.png",
+      prompt: "peach",
+      scores: { brightness: expect.any(Number) },
+    });
+    const lines = readFileSync(join(run, "metrics.jsonl"), "utf8")
+      .trim()
+      .split("\n")
+      .map((line) => JSON.parse(line));
+    expect(lines.map(({ type, iteration }) => [type, iteration])).toEqual([
+      ["evaluation", 0],
+      ["iteration", 1],
+      ["evaluation", 1],
+    ]);
+    expect(lines[0]).toMatchObject({ pictures: 4, rewards: { brightness: lines[2].rewards.brightness } });
+  });
+});
+
+/** Velocity of a fixed input. */
+async function velocityOf(transformer: NativeFlux): Promise<Float32Array> {
+  const ramp = (shape: number[]) => {
+    const count = shape.reduce((product, dim) => product * dim, 1);
+    return runJob(
+      device.handle.upload(
+        Float32Array.from({ length: count }, (_, i) => Math.sin(i)),
+        shape,
+      ),
+    );
+  };
+  const [latents, text, pooled] = [await ramp([1, 6, 16]), await ramp([1, 5, 24]), await ramp([1, 20])];
+  const inputs: FluxInputs = {
+    latents: [{ tensor: latents, row: 0 }],
+    prompts: [0],
+    text: [text],
+    pooled: [pooled],
+    timesteps: [700],
+    guidance: [3500],
+    gridRows: 2,
+    gridColumns: 3,
+  };
+  const velocity = await runJob(transformer.velocity(inputs));
+  const values = await runJob(velocity.download());
+  for (const tensor of [latents, text, pooled, velocity]) tensor.dispose();
+  return values;
+}
+
+describe("exports", () => {
+  it("of the whole model load again, to the same bits", async () => {
+    const run = await whole();
+    const { model: trained } = await loadFluxFolder(device, join(run, "final/transformer"), "f32");
+    const fresh = await smallPipeline(device, model);
+    const velocity = await velocityOf(trained);
+    expect(velocity).not.toEqual(await velocityOf(fresh.transformer));
+    // What was trained is what was written: the optimizer's masters are the file's numbers.
+    const state = join(run, "checkpoints/000003/optimizer.safetensors");
+    const file = join(run, "final/transformer/diffusion_pytorch_model.safetensors");
+    for (const { name } of trained.parameters()) {
+      expect(native().readTensor(file, name).values, name).toEqual(
+        native().readTensor(state, `${name}.master`).values,
+      );
+    }
+    for (const thing of [trained, fresh]) thing.dispose();
+  });
+
+  it("of an adapter load again with the velocity that it had", async () => {
+    const run = newRun();
+    const pipeline = await smallPipeline(device, model);
+    const { GrpoTrainer } = await import("../lib/grpo/trainer.js");
+    const lora = { rank: 2, alpha: 6, targets: ["to_q", "to_out.0", "proj_mlp"] };
+    const learning = { ...SHORT.learning, lora };
+    const trainer = new GrpoTrainer({
+      ...SHORT,
+      prompts: PROMPTS,
+      reward: brightness,
+      learning,
+      pipeline,
+      output: { folder: run },
+    });
+    for await (const _ of trainer.run());
+    const wanted = await velocityOf(pipeline.transformer);
+    pipeline.dispose();
+    const fresh = await smallPipeline(device, model);
+    const base = await velocityOf(fresh.transformer);
+    expect(wanted).not.toEqual(base);
+    const modules = await loadLora(
+      fresh.transformer,
+      fresh.config,
+      join(run, "final/pytorch_lora_weights.safetensors"),
+    );
+    expect(modules.sort()).toEqual([
+      "single_transformer_blocks.0.attn.to_q",
+      "single_transformer_blocks.0.proj_mlp",
+      "transformer_blocks.0.attn.to_out.0",
+      "transformer_blocks.0.attn.to_q",
+    ]);
+    const loaded = await velocityOf(fresh.transformer);
+    // Folding alpha into B moves last bits only.
+    for (const [i, value] of loaded.entries()) {
+      expect(Math.abs(value - wanted[i]!)).toBeLessThanOrEqual(1e-5 * Math.max(1, Math.abs(wanted[i]!)));
+    }
+    fresh.dispose();
+  });
+
+  it("are the running average when there is one", async () => {
+    const run = newRun();
+    await train(run, { learning: { ...SHORT.learning, emaDecay: 0.9 } });
+    const state = join(run, "checkpoints/000003/optimizer.safetensors");
+    const file = join(run, "final/transformer/diffusion_pytorch_model.safetensors");
+    const read = (path: string, name: string) => native().readTensor(path, name).values;
+    const name = "transformer_blocks.0.attn.to_q.weight";
+    expect(read(file, name)).toEqual(read(state, `${name}.average`));
+    expect(read(file, name)).not.toEqual(read(state, `${name}.master`));
+  });
+});
+
+describe("windows", () => {
+  it.each(["progressive", "random", "fixed"] as const)(
+    "%s: only noisy steps are learned from",
+    async (strategy) => {
+      const sampling = { ...SHORT.sampling, steps: 5, window: { size: 2, stride: 1, interval: 1, strategy } };
+      const metrics = await train(newRun(), {
+        sampling,
+        learning: { ...SHORT.learning, timestepFraction: 1 },
+      });
+      for (const { ratio, gradientNorm } of metrics) {
+        expect(ratio.firstUpdateMaxDeviation).toBe(0);
+        expect(gradientNorm).toBeGreaterThan(0);
+      }
+    },
+  );
+});
+
+describe("embeddings on disk", () => {
+  const cached = () => readdirSync(join(folder, "cache"));
+
+  it("are computed once, and used by later runs to the same bits", async () => {
+    const embeddingCache = join(folder, "cache");
+    const run = newRun();
+    const encoded: number[] = [];
+    await train(run, { embeddingCache });
+    expect(cached()).toHaveLength(3);
+    const pipeline = await smallPipeline(device, model);
+    const store = new EmbeddingStore(pipeline, embeddingCache);
+    pipeline.freeTextEncoders(); // so that encoding again would fail
+    const prompts = PROMPTS.slice(0, 0);
+    for (const name of PROMPTS) {
+      const there = await store.upload(name).then(
+        (embedding) => embedding,
+        () => undefined,
+      );
+      if (there) prompts.push(name);
+      there?.[Symbol.dispose]();
+    }
+    expect(prompts).toHaveLength(3);
+    await store.prepare(prompts, undefined, (done) => encoded.push(done));
+    expect(encoded).toEqual([1, 2, 3]);
+    pipeline.dispose();
+    expect(endOf(run)).toEqual(endOf(await whole()));
+  });
+
+  it("that are damaged are refused by name", async () => {
+    const embeddingCache = join(folder, "damaged");
+    const run = newRun();
+    await train(run, { embeddingCache, iterations: 1 });
+    const [name] = readdirSync(embeddingCache);
+    const path = join(embeddingCache, name!);
+    const good = readFileSync(path);
+    const header = good.indexOf(10);
+    const damaged: [string, Buffer][] = [
+      ["no header", Buffer.from("x")],
+      ["a header that is not JSON", Buffer.from("{\n")],
+      ["shapes that do not fit", good.subarray(0, good.length - 4)],
+      ["bytes too many", Buffer.concat([good, Buffer.from([0])])],
+      [
+        "shapes that do not fit",
+        Buffer.concat([Buffer.from('{"text":[1,-1],"pooled":[1]}'), good.subarray(header)]),
+      ],
+      [
+        "shapes that do not fit",
+        Buffer.concat([Buffer.from('{"text":[1e300],"pooled":[1]}'), good.subarray(header)]),
+      ],
+      ["shapes that do not fit", Buffer.concat([Buffer.from("null"), good.subarray(header)])],
+    ];
+    for (const [what, bytes] of damaged) {
+      writeFileSync(path, bytes);
+      const refused = train(newRun(), { embeddingCache, iterations: 1 });
+      await expect(refused, what).rejects.toMatchObject({
+        code: "ERR_FILE",
+        message: expect.stringContaining(what),
+      });
+    }
+  });
+});
+
+describe("memory of a run", () => {
+  it("is taken once: later iterations ask the system for nothing", async () => {
+    const counts: number[] = [];
+    const learning = { ...SHORT.learning, emaDecay: 0.9 };
+    const own = testDevice({ threads: 2 });
+    const on = { onIteration: () => counts.push(own.memory().systemAllocations) };
+    await shortRun(own, { model, run: newRun() }, { iterations: 5, learning }, on as never);
+    expect(counts).toHaveLength(5);
+    expect(new Set(counts).size, counts.join(" ")).toBe(1);
+  });
+});
