@@ -45,8 +45,9 @@ export function ensureInstalled() {
   mustRun("npm", ["ci", "--ignore-scripts", "--no-audit", "--no-fund"]);
 }
 
-/** cmake-js build into build/ (outputs in build/Release); `definitions` are CMake variables. Incremental. */
+/** cmake-js build into build/ (outputs in build/Release); `definitions` are CMake variables. Incremental. In CI warnings are errors. */
 export function buildNative(definitions = {}) {
+  if (process.env.CI) definitions.DANCEFLUX_WERROR = "ON";
   const defines = Object.entries(definitions).map(([key, value]) => `--CD${key}=${value}`);
   mustRun(process.execPath, [
     inRoot("node_modules", "cmake-js", "bin", "cmake-js"),

@@ -1,35 +1,33 @@
-// npm run demo [-- OPTIONS]: installs and builds what is missing, then trains the shipped tiny model on the CPU into runs/demo.
-// OPTIONS are those of `danceflux train`. An interrupted demo goes on; a finished one is put aside as runs/demo-1, -2, ...
-import { spawn } from "node:child_process";
+// npm run demo [-- --set NAME=VALUE ...]: installs and builds what is missing, then trains the shipped tiny model on the CPU
+// into runs/demo, tells what it learned and where the pictures are. Options are handed on to `danceflux train`.
 import { existsSync, readFileSync, renameSync } from "node:fs";
-import { buildTypeScript, ensureInstalled, inRoot, mustRun, root } from "./common.mjs";
+import { buildTypeScript, ensureInstalled, inRoot, mustRun } from "./common.mjs";
 
-const config = "models/tiny-shapes/demo.json";
+const run = inRoot("runs", "demo");
+const config = inRoot("models", "tiny-shapes", "demo.json");
 
-function putAsideFinished() {
-  const folder = inRoot("runs", "demo");
-  if (!existsSync(`${folder}/summary.json`)) return;
-  const { iterations } = JSON.parse(readFileSync(`${folder}/summary.json`, "utf8"));
-  if (iterations < JSON.parse(readFileSync(inRoot(config), "utf8")).iterations) return;
+/** An earlier demo is kept beside the new one: runs/demo-1, runs/demo-2, ... */
+function moveAside() {
+  if (!existsSync(run)) return;
   let number = 1;
-  while (existsSync(`${folder}-${number}`)) number += 1;
-  renameSync(folder, `${folder}-${number}`);
-  console.error(`the finished run of before is now runs/demo-${number}`);
+  while (existsSync(`${run}-${number}`)) number++;
+  renameSync(run, `${run}-${number}`);
+  console.error(`the last demo is now in runs/demo-${number}`);
 }
+
+// Ctrl-C reaches the training too, which writes its checkpoint first; this process waits for it.
+process.on("SIGINT", () => {});
 
 ensureInstalled();
 mustRun(process.execPath, [inRoot("scripts", "prepare-native.mjs")]);
 buildTypeScript();
-putAsideFinished();
+moveAside();
+console.error("training models/tiny-shapes with DanceGRPO; this takes a few minutes");
+mustRun(process.execPath, [inRoot("dist", "cli.js"), "train", config, ...process.argv.slice(2)]);
 
-const args = [inRoot("dist", "cli.js"), "train", config, ...process.argv.slice(2)];
-const demo = spawn(process.execPath, args, { cwd: root, stdio: "inherit" });
-// Ctrl-C reaches the training too, which writes its checkpoint first: wait for it.
-for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => {});
-demo.on("error", (error) => {
-  console.error(error.message);
-  process.exitCode = 1;
-});
-demo.on("close", (status) => {
-  process.exitCode = status ?? 1;
-});
+const { before, after } = JSON.parse(readFileSync(inRoot("runs", "demo", "summary.json"), "utf8"));
+if (before && after) {
+  const told = (name, key) => `${name} ${before[key].toFixed(3)} -> ${after[key].toFixed(3)}`;
+  console.log(`\non held-out prompts: ${told("reward", "reward")}, ${told("attribute check", "attributes")}`);
+}
+console.log("open runs/demo/report.html to see the pictures");

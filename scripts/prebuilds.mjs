@@ -50,6 +50,9 @@ for (const arch of archs) {
     { env },
   );
 
+  // What is left there may be of another architecture, and newer than what the own build would make.
+  rmSync(inRoot("build", "Release"), { recursive: true, force: true });
+
   const smoke = [
     inRoot("test", "packaging", "smoke.mjs"),
     inRoot("prebuilds", `linux-${arch}`, "danceflux.napi.glibc.node"),
