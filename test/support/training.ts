@@ -1,4 +1,5 @@
 // Short runs of the trainer on the small pipeline.
+import { createHash } from "node:crypto";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Device } from "../../lib/device.js";
@@ -65,11 +66,16 @@ export async function shortRun(
 
 export const checkpointsOf = (run: string): string[] => readdirSync(join(run, "checkpoints")).sort();
 
-/** All that a run ends with: the exported weights and the last optimizer state, as bytes. */
-export function endOf(run: string): Buffer[] {
+/** Hashes of all that a run ends with: the exported weights and the last optimizer state. */
+export function endOf(run: string): string[] {
   const last = checkpointsOf(run).at(-1)!;
-  return [
-    readFileSync(join(run, "final/transformer/diffusion_pytorch_model.safetensors")),
-    readFileSync(join(run, "checkpoints", last, "optimizer.safetensors")),
+  const files = [
+    "final/transformer/diffusion_pytorch_model.safetensors",
+    `checkpoints/${last}/optimizer.safetensors`,
   ];
+  return files.map((file) =>
+    createHash("sha256")
+      .update(readFileSync(join(run, file)))
+      .digest("hex"),
+  );
 }
