@@ -82,8 +82,7 @@ TEST("train: rows of one batch may be at different levels") {
   const auto level = [&](const Value& run, int ahead) {
     return sigmas[static_cast<std::size_t>(run.integer("index") + ahead)];
   };
-  const train::FlowStep mixed(*device, kind_of(first),
-                              std::vector<float>{level(first, 0), level(second, 0)},
+  const train::FlowStep mixed(*device, kind_of(first), std::vector<float>{level(first, 0), level(second, 0)},
                               std::vector<float>{level(first, 1), level(second, 1)}, 0.3f);
   const Tensor x = input_tensor(*device, first, "latents"), v = input_tensor(*device, first, "velocity");
   const Tensor mean = mixed.mean(x, v);
@@ -161,7 +160,8 @@ TEST("train: who is clipped") {
   }
 }
 
-// ---- optimizer ---------------------------------------------------------------------------------------------------------
+// ---- optimizer
+// ---------------------------------------------------------------------------------------------------------
 
 /// Parameters of the fixtures with gradients to be written into.
 struct Trained {
