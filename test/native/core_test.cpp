@@ -53,7 +53,10 @@ TEST("shape: errors say what was expected and got") {
   const Shape shape{2, 3};
   CHECK_EQ(message_of([&] { (void)shape[2]; }), "ERR_SHAPE: shape: expected an axis within [2, 3], got 2");
   CHECK_EQ(message_of([&] { (void)shape[-3]; }), "ERR_SHAPE: shape: expected an axis within [2, 3], got -3");
-  CHECK_EQ(message_of([] { (void)Shape{2, -1}.numel(); }), "ERR_SHAPE: shape: expected dimensions of 0 or more, got [2, -1]");
+  CHECK_EQ(message_of([] {
+             (void)Shape{2, -1}.numel();
+           }),
+           "ERR_SHAPE: shape: expected dimensions of 0 or more, got [2, -1]");
   CHECK_THROWS("ERR_SHAPE", (Shape{std::int64_t{1} << 40, std::int64_t{1} << 40}.numel()));
   CHECK_THROWS("ERR_SHAPE", (Shape{1, 1, 1, 1, 1, 1, 1, 1, 1}));
 }
@@ -63,7 +66,10 @@ TEST("shape: broadcasting follows NumPy") {
   CHECK_EQ(broadcast_shapes("add", {4, 1, 3}, {5, 1}), (Shape{4, 5, 3}));
   CHECK_EQ(broadcast_shapes("add", {}, {2}), (Shape{2}));
   CHECK_EQ(broadcast_shapes("add", {0}, {1}), (Shape{0}));
-  CHECK_EQ(message_of([] { broadcast_shapes("mul", {2, 3}, {2}); }), "ERR_SHAPE: mul: expected shapes that broadcast, got [2, 3] and [2]");
+  CHECK_EQ(message_of([] {
+             broadcast_shapes("mul", {2, 3}, {2});
+           }),
+           "ERR_SHAPE: mul: expected shapes that broadcast, got [2, 3] and [2]");
 }
 
 TEST("tensor: view keeps the order of elements") {
@@ -96,9 +102,16 @@ TEST("tensor: view of strided tensors where the strides allow it") {
 TEST("tensor: errors of view") {
   const auto device = open_device("", 1);
   const Tensor x = counting(*device, {2, 6});
-  CHECK_EQ(message_of([&] { (void)x.view({5}); }), "ERR_SHAPE: view: expected 12 elements of [2, 6], got [5]");
-  CHECK_EQ(message_of([&] { (void)x.view({-1, -1}); }), "ERR_SHAPE: view: expected at most one -1, got [-1, -1]");
-  CHECK_EQ(message_of([&] { (void)x.view({-1, 5}); }), "ERR_SHAPE: view: expected 12 elements of [2, 6], got [-1, 5]");
+  CHECK_EQ(message_of([&] { (void)x.view({5}); }),
+           "ERR_SHAPE: view: expected 12 elements of [2, 6], got [5]");
+  CHECK_EQ(message_of([&] {
+             (void)x.view({-1, -1});
+           }),
+           "ERR_SHAPE: view: expected at most one -1, got [-1, -1]");
+  CHECK_EQ(message_of([&] {
+             (void)x.view({-1, 5});
+           }),
+           "ERR_SHAPE: view: expected 12 elements of [2, 6], got [-1, 5]");
   CHECK_EQ(message_of([&] { (void)x.transpose(0, 1).view({12}); }),
            "ERR_SHAPE: view: the strides [1, 6] of [6, 2] do not allow [12] without a copy");
 }
@@ -123,7 +136,8 @@ TEST("tensor: narrow keeps the axis and checks its range") {
   CHECK(values_of(x.narrow(0, 1, 2)) == from(4, 1, 8));
   CHECK(values_of(x.narrow(-1, 2, 1)) == from(2, 4, 3));
   CHECK_EQ(x.narrow(1, 4, 0).numel(), 0);
-  CHECK_EQ(message_of([&] { (void)x.narrow(1, 3, 2); }), "ERR_SHAPE: narrow: expected a range within axis 1 of [3, 4], got 3 + 2");
+  CHECK_EQ(message_of([&] { (void)x.narrow(1, 3, 2); }),
+           "ERR_SHAPE: narrow: expected a range within axis 1 of [3, 4], got 3 + 2");
   CHECK_THROWS("ERR_SHAPE", x.narrow(1, -1, 2));
   CHECK_THROWS("ERR_SHAPE", x.narrow(1, 1, -1));
   CHECK_THROWS("ERR_SHAPE", x.narrow(1, 1, std::int64_t{1} << 62));
@@ -134,7 +148,10 @@ TEST("tensor: expand repeats by zero strides") {
   const Tensor x = counting(*device, {3, 1});
   CHECK_EQ(strides_of(x.expand({2, 3, 4})), (Shape{0, 1, 0}));
   CHECK((values_of(x.expand({3, 2})) == std::vector<double>{0, 0, 1, 1, 2, 2}));
-  CHECK_EQ(message_of([&] { (void)x.expand({2, 4}); }), "ERR_SHAPE: expand: expected a shape that [3, 1] broadcasts to, got [2, 4]");
+  CHECK_EQ(message_of([&] {
+             (void)x.expand({2, 4});
+           }),
+           "ERR_SHAPE: expand: expected a shape that [3, 1] broadcasts to, got [2, 4]");
   CHECK_EQ(message_of([&] { (void)x.expand({3}); }), "ERR_SHAPE: expand: expected at least rank 2, got [3]");
 }
 
@@ -185,10 +202,18 @@ TEST("dtype: rounding to 16 bits, ties to even") {
     std::uint16_t bf16, f16;
   };
   const Rounding cases[] = {
-      {1.0f, 0x3f80, 0x3c00},         {1.0f + 0x1p-8f, 0x3f80, 0x3c04},       {1.0f + 0x1.8p-7f, 0x3f82, 0x3c0c},
-      {1.0f + 0x1p-11f, 0x3f80, 0x3c00}, {1.0f + 0x1.8p-10f, 0x3f80, 0x3c02}, {65519.996f, 0x4780, 0x7bff},
-      {65520.0f, 0x4780, 0x7c00},     {0x1p-25f, 0x3300, 0x0000},             {0x1.000002p-25f, 0x3300, 0x0001},
-      {-0x1.8p-24f, 0xb3c0, 0x8002},  {3.4e38f, 0x7f80, 0x7c00},              {0x1p-149f, 0x0000, 0x0000},
+      {1.0f, 0x3f80, 0x3c00},
+      {1.0f + 0x1p-8f, 0x3f80, 0x3c04},
+      {1.0f + 0x1.8p-7f, 0x3f82, 0x3c0c},
+      {1.0f + 0x1p-11f, 0x3f80, 0x3c00},
+      {1.0f + 0x1.8p-10f, 0x3f80, 0x3c02},
+      {65519.996f, 0x4780, 0x7bff},
+      {65520.0f, 0x4780, 0x7c00},
+      {0x1p-25f, 0x3300, 0x0000},
+      {0x1.000002p-25f, 0x3300, 0x0001},
+      {-0x1.8p-24f, 0xb3c0, 0x8002},
+      {3.4e38f, 0x7f80, 0x7c00},
+      {0x1p-149f, 0x0000, 0x0000},
       {-0.0f, 0x8000, 0x8000},
   };
   for (const Rounding& test : cases) {

@@ -1,4 +1,5 @@
-// What tests of the CPU backend share: devices of every instruction set, tensors in awkward layouts, straight loops in double.
+// What tests of the CPU backend share: devices of every instruction set, tensors in awkward layouts, straight
+// loops in double.
 #pragma once
 #include <cmath>
 #include <cstring>
@@ -51,11 +52,14 @@ class Numbers {
   std::uint64_t state_;
 };
 
-// ---- layouts -----------------------------------------------------------------------------------------------------------
-// How a tensor of some shape lies in memory. `repeated` has stride 0 along the first axis, so it is for inputs only.
+// ---- layouts ---------------------------------------------------------------------------------------------
+// How a tensor of some shape lies in memory. `repeated` has stride 0 along the first axis, so it is for
+// inputs only.
 enum class Layout { dense, swapped, strided, narrowed, repeated };
-inline constexpr Layout kOutputLayouts[] = {Layout::dense, Layout::swapped, Layout::strided, Layout::narrowed};
-inline constexpr Layout kInputLayouts[] = {Layout::dense, Layout::swapped, Layout::strided, Layout::narrowed, Layout::repeated};
+inline constexpr Layout kOutputLayouts[] = {Layout::dense, Layout::swapped, Layout::strided,
+                                            Layout::narrowed};
+inline constexpr Layout kInputLayouts[] = {Layout::dense, Layout::swapped, Layout::strided, Layout::narrowed,
+                                           Layout::repeated};
 
 /// A view within a larger piece of memory whose other elements must not change.
 struct Placed {
@@ -114,12 +118,15 @@ inline std::vector<double> values_of(const Tensor& x) {
 inline void check_margins(const Placed& placed) {
   const std::size_t size = size_of(placed.whole.dtype());
   std::vector<bool> inside(static_cast<std::size_t>(placed.whole.numel()));
-  const auto first = (placed.view.data<char>() - placed.whole.data<char>()) / static_cast<std::ptrdiff_t>(size);
-  for_offsets(placed.view, [&](std::int64_t offset) { inside[static_cast<std::size_t>(first + offset)] = true; });
+  const auto first =
+      (placed.view.data<char>() - placed.whole.data<char>()) / static_cast<std::ptrdiff_t>(size);
+  for_offsets(placed.view,
+              [&](std::int64_t offset) { inside[static_cast<std::size_t>(first + offset)] = true; });
   for (std::size_t i = 0; i < inside.size(); ++i) {
     if (inside[i]) continue;
     for (std::size_t byte = 0; byte < size; ++byte) {
-      if (placed.whole.data<unsigned char>()[i * size + byte] != 0x5a) fail_at(__FILE__, __LINE__, "element ", i, " outside the output was written");
+      if (placed.whole.data<unsigned char>()[i * size + byte] != 0x5a)
+        fail_at(__FILE__, __LINE__, "element ", i, " outside the output was written");
     }
   }
 }
@@ -131,20 +138,24 @@ Tensor input(Backend& device, const Shape& shape, Layout layout, Next next) {
   for_offsets(placed.view, [&](std::int64_t offset) { base[offset] = next(); });
   return placed.view;
 }
-inline Tensor normal_input(Backend& device, const Shape& shape, std::uint64_t seed, Layout layout = Layout::dense) {
+inline Tensor normal_input(Backend& device, const Shape& shape, std::uint64_t seed,
+                           Layout layout = Layout::dense) {
   Numbers numbers(seed);
   return input(device, shape, layout, [&] { return numbers.normal(); });
 }
 
 /// |got - wanted| <= relative * |wanted| + absolute for each, NaN matching NaN.
-inline void check_close(const Tensor& got, const std::vector<double>& wanted, double relative, double absolute, const std::string& what) {
+inline void check_close(const Tensor& got, const std::vector<double>& wanted, double relative,
+                        double absolute, const std::string& what) {
   const std::vector<double> values = values_of(got);
-  if (values.size() != wanted.size()) fail_at(__FILE__, __LINE__, what, ": ", values.size(), " elements for ", wanted.size());
+  if (values.size() != wanted.size())
+    fail_at(__FILE__, __LINE__, what, ": ", values.size(), " elements for ", wanted.size());
   for (std::size_t i = 0; i < values.size(); ++i) {
     if (std::isnan(wanted[i]) && std::isnan(values[i])) continue;
     if (values[i] == wanted[i]) continue;
     if (!(std::abs(values[i] - wanted[i]) <= relative * std::abs(wanted[i]) + absolute)) {
-      fail_at(__FILE__, __LINE__, what, " ", got.shape(), " strides ", got.strides(), " at ", i, ": expected ", wanted[i], ", got ", values[i]);
+      fail_at(__FILE__, __LINE__, what, " ", got.shape(), " strides ", got.strides(), " at ", i,
+              ": expected ", wanted[i], ", got ", values[i]);
     }
   }
 }
@@ -169,7 +180,8 @@ inline void check_thread_counts(const std::function<std::vector<Tensor>(Backend&
       const auto device = open_device(isa, threads);
       const std::vector<Tensor> got = run(*device);
       for (std::size_t i = 0; i < got.size(); ++i) {
-        if (!same_bits(got[i], wanted[i])) fail_at(__FILE__, __LINE__, isa, ": result ", i, " differs between 1 and ", threads, " threads");
+        if (!same_bits(got[i], wanted[i]))
+          fail_at(__FILE__, __LINE__, isa, ": result ", i, " differs between 1 and ", threads, " threads");
       }
     }
   }

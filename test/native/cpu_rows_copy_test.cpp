@@ -24,7 +24,8 @@ Tensor all_patterns(Backend& device, DType dtype) {
   return x;
 }
 
-/// Values whose rounding to 16 bits is delicate: every 16-bit pattern, its halfway neighbours and what lies just beside those.
+/// Values whose rounding to 16 bits is delicate: every 16-bit pattern, its halfway neighbours and what lies
+/// just beside those.
 std::vector<float> delicate_values(DType dtype) {
   std::vector<float> values;
   for (std::uint32_t i = 0; i < 65536; ++i) {
@@ -57,7 +58,8 @@ void fill_with_floats(const Tensor& x, std::uint64_t seed) {
   Numbers numbers(seed);
   for_offsets(x, [&](std::int64_t offset) {
     const float value = numbers.normal();
-    convert_elements(x.data<char>() + offset * static_cast<std::int64_t>(size_of(x.dtype())), x.dtype(), &value, DType::f32, 1);
+    convert_elements(x.data<char>() + offset * static_cast<std::int64_t>(size_of(x.dtype())), x.dtype(),
+                     &value, DType::f32, 1);
   });
 }
 
@@ -68,14 +70,15 @@ std::vector<unsigned char> converted(const Tensor& x, DType to) {
   return result;
 }
 
-void check_copy(Backend& device, const Shape& shape, DType to, Layout out_layout, DType from, Layout x_layout) {
+void check_copy(Backend& device, const Shape& shape, DType to, Layout out_layout, DType from,
+                Layout x_layout) {
   const Tensor x = place(device, shape, x_layout, from).view;
   fill_with_floats(x, 9);
   const Placed out = place(device, shape, out_layout, to);
   device.copy(out.view, x);
   if (bytes_of(out.view) != converted(x, to))
-    fail_at(__FILE__, __LINE__, "copy ", name_of(from), " to ", name_of(to), " of ", shape, " layouts ", static_cast<int>(x_layout), " to ",
-            static_cast<int>(out_layout));
+    fail_at(__FILE__, __LINE__, "copy ", name_of(from), " to ", name_of(to), " of ", shape, " layouts ",
+            static_cast<int>(x_layout), " to ", static_cast<int>(out_layout));
   check_margins(out);
 }
 
@@ -84,12 +87,14 @@ void check_copy(Backend& device, const Shape& shape, DType to, Layout out_layout
 TEST("cpu copy: 16-bit floats to f32, every pattern") {
   on_every_isa([](Backend& device) {
     for (DType dtype : {DType::bf16, DType::f16}) {
-      const Tensor x = all_patterns(device, dtype), wide = device.empty({65536}), back = device.empty({65536}, dtype);
+      const Tensor x = all_patterns(device, dtype), wide = device.empty({65536}),
+                   back = device.empty({65536}, dtype);
       device.copy(wide, x);
       device.copy(back, wide);
       for (std::uint32_t i = 0; i < 65536; ++i) {
         const auto bits = static_cast<std::uint16_t>(i);
-        const float wanted = dtype == DType::bf16 ? bf16_to_f32(bits) : f16_to_f32(bits), got = wide.data<float>()[i];
+        const float wanted = dtype == DType::bf16 ? bf16_to_f32(bits) : f16_to_f32(bits),
+                    got = wide.data<float>()[i];
         if (is_nan16(bits, dtype)) {
           CHECK(std::isnan(got) && is_nan16(back.data<std::uint16_t>()[i], dtype));
         } else {
@@ -126,7 +131,8 @@ TEST("core dtype: f16 and bf16 agree with the definition of the formats") {
     if (exponent == 31) {
       CHECK(mantissa ? std::isnan(half) : half == sign * INFINITY);
     } else {
-      CHECK_EQ(static_cast<double>(half), sign * (exponent ? std::ldexp(1024 + mantissa, exponent - 25) : std::ldexp(mantissa, -24)));
+      CHECK_EQ(static_cast<double>(half),
+               sign * (exponent ? std::ldexp(1024 + mantissa, exponent - 25) : std::ldexp(mantissa, -24)));
       CHECK_EQ(f32_to_f16(half), bits);
     }
     const int wide_exponent = bits >> 7 & 255, wide_mantissa = bits & 127;
@@ -135,7 +141,8 @@ TEST("core dtype: f16 and bf16 agree with the definition of the formats") {
       CHECK(wide_mantissa ? std::isnan(brain) : brain == sign * INFINITY);
     } else {
       CHECK_EQ(static_cast<double>(brain),
-               sign * (wide_exponent ? std::ldexp(128 + wide_mantissa, wide_exponent - 134) : std::ldexp(wide_mantissa, -133)));
+               sign * (wide_exponent ? std::ldexp(128 + wide_mantissa, wide_exponent - 134)
+                                     : std::ldexp(wide_mantissa, -133)));
       CHECK_EQ(f32_to_bf16(brain), bits);
     }
   }
@@ -147,7 +154,8 @@ TEST("cpu copy: every pair of float types in every pair of layouts") {
       for (DType from : kFloats) {
         for (Layout out_layout : kOutputLayouts) {
           for (Layout x_layout : kInputLayouts) {
-            for (const Shape& shape : {Shape{}, Shape{0}, Shape{1}, Shape{5}, Shape{3, 7}, Shape{2, 3, 37}, Shape{2, 0, 3}})
+            for (const Shape& shape :
+                 {Shape{}, Shape{0}, Shape{1}, Shape{5}, Shape{3, 7}, Shape{2, 3, 37}, Shape{2, 0, 3}})
               check_copy(device, shape, to, out_layout, from, x_layout);
           }
         }
@@ -159,7 +167,8 @@ TEST("cpu copy: every pair of float types in every pair of layouts") {
 TEST("cpu copy: transposes of every element size, edges of tiles included") {
   on_every_isa([](Backend& device) {
     for (DType dtype : {DType::f32, DType::bf16, DType::f64}) {
-      for (const Shape& shape : {Shape{4, 4}, Shape{5, 9}, Shape{33, 31}, Shape{32, 64}, Shape{3, 65, 34}, Shape{2, 4, 100}}) {
+      for (const Shape& shape :
+           {Shape{4, 4}, Shape{5, 9}, Shape{33, 31}, Shape{32, 64}, Shape{3, 65, 34}, Shape{2, 4, 100}}) {
         check_copy(device, shape, dtype, Layout::dense, dtype, Layout::swapped);
         check_copy(device, shape, dtype, Layout::swapped, dtype, Layout::dense);
         check_copy(device, shape, dtype, Layout::narrowed, dtype, Layout::swapped);
@@ -168,7 +177,9 @@ TEST("cpu copy: transposes of every element size, edges of tiles included") {
     const Placed out = place(device, {6, 40}, Layout::dense, DType::u8);
     const Tensor x = place(device, {6, 40}, Layout::swapped, DType::u8).view;
     int next = 0;
-    for_offsets(x, [&](std::int64_t offset) { x.data<unsigned char>()[offset] = static_cast<unsigned char>(next++); });
+    for_offsets(x, [&](std::int64_t offset) {
+      x.data<unsigned char>()[offset] = static_cast<unsigned char>(next++);
+    });
     device.copy(out.view, x);
     CHECK(bytes_of(out.view) == bytes_of(x));
     check_margins(out);
@@ -178,8 +189,10 @@ TEST("cpu copy: transposes of every element size, edges of tiles included") {
 TEST("cpu copy: axes in any order, patches packed and unpacked, large enough for threads") {
   on_every_isa([](Backend& device) {
     const Tensor x = normal_input(device, {3, 5, 24, 2, 33, 2}, 4);
-    for (const Shape& order : {Shape{0, 2, 4, 1, 3, 5}, Shape{5, 4, 3, 2, 1, 0}, Shape{0, 1, 2, 4, 3, 5}, Shape{0, 5, 1, 2, 3, 4}}) {
-      const Tensor view = x.permute(order), packed = device.empty(view.shape()), back = device.empty(x.shape());
+    for (const Shape& order : {Shape{0, 2, 4, 1, 3, 5}, Shape{5, 4, 3, 2, 1, 0}, Shape{0, 1, 2, 4, 3, 5},
+                               Shape{0, 5, 1, 2, 3, 4}}) {
+      const Tensor view = x.permute(order), packed = device.empty(view.shape()),
+                   back = device.empty(x.shape());
       device.copy(packed, view);
       CHECK(same_bits(packed, view));
       device.copy(back.permute(order), packed);
@@ -196,7 +209,8 @@ TEST("cpu copy: integers keep their bits") {
         Numbers numbers(1);
         for_offsets(x, [&](std::int64_t offset) {
           const std::uint64_t value = numbers.bits() * 4294967311u;
-          std::memcpy(x.data<char>() + offset * static_cast<std::int64_t>(size_of(dtype)), &value, size_of(dtype));
+          std::memcpy(x.data<char>() + offset * static_cast<std::int64_t>(size_of(dtype)), &value,
+                      size_of(dtype));
         });
         const Placed out = place(device, {3, 5, 18}, Layout::strided, dtype);
         device.copy(out.view, x);
@@ -261,7 +275,8 @@ TEST("cpu gather_rows: tables of every float type") {
             const Placed out = place(device, {7, width}, out_layout);
             device.gather_rows(out.view, table, ids_of(device, ids));
             for (int i = 0; i < 7; ++i) {
-              CHECK(bytes_of(out.view.narrow(0, i, 1)) == converted(table.narrow(0, ids[static_cast<std::size_t>(i)], 1), DType::f32));
+              CHECK(bytes_of(out.view.narrow(0, i, 1)) ==
+                    converted(table.narrow(0, ids[static_cast<std::size_t>(i)], 1), DType::f32));
             }
             check_margins(out);
           }
@@ -286,8 +301,10 @@ TEST("cpu scatter_add_rows: repeated ids add in the order of the rows") {
         for (std::int64_t j = 0; j < width; ++j) {
           float sums[8];
           std::fill_n(sums, 8, 1.0f);
-          for (int i = 0; i < 100; ++i) sums[ids[static_cast<std::size_t>(i)]] += *rows.narrow(0, i, 1).narrow(1, j, 1).data<float>();
-          for (int i = 0; i < 8; ++i) CHECK_EQ(*table.view.narrow(0, i, 1).narrow(1, j, 1).data<float>(), sums[i]);
+          for (int i = 0; i < 100; ++i)
+            sums[ids[static_cast<std::size_t>(i)]] += *rows.narrow(0, i, 1).narrow(1, j, 1).data<float>();
+          for (int i = 0; i < 8; ++i)
+            CHECK_EQ(*table.view.narrow(0, i, 1).narrow(1, j, 1).data<float>(), sums[i]);
         }
         check_margins(table);
       }
@@ -300,7 +317,8 @@ TEST("cpu copy, gather and scatter: the same bits on any number of threads") {
     const Tensor x = normal_input(device, {300, 517}, 1);
     std::vector<std::int32_t> ids;
     for (int i = 0; i < 900; ++i) ids.push_back(i * 7 % 300);
-    const std::vector<Tensor> results{device.empty({517, 300}), device.empty({900, 517}), device.empty({300, 517})};
+    const std::vector<Tensor> results{device.empty({517, 300}), device.empty({900, 517}),
+                                      device.empty({300, 517})};
     device.copy(results[0], x.transpose(0, 1));
     device.gather_rows(results[1], x, ids_of(device, ids));
     device.fill(results[2], 0);

@@ -13,7 +13,7 @@ namespace {
 constexpr double kRelative = 2e-6;  // norms and softmax, of the largest number in play
 using Doubles = std::vector<double>;
 
-// ---- reduce --------------------------------------------------------------------------------------------------------------
+// ---- reduce ----------------------------------------------------------------------------------------------
 Shape reduced_shape(const Shape& shape, unsigned axes) {
   Shape out = shape;
   for (int axis = 0; axis < shape.rank(); ++axis) {
@@ -48,12 +48,14 @@ Folded fold(const Tensor& x, const Shape& out) {
   return all;
 }
 
-void check_sums(const Tensor& got, const Doubles& wanted, const Doubles& magnitude, double scale, const char* what) {
+void check_sums(const Tensor& got, const Doubles& wanted, const Doubles& magnitude, double scale,
+                const char* what) {
   const Doubles values = values_of(got);
   CHECK_EQ(values.size(), wanted.size());
   for (std::size_t i = 0; i < values.size(); ++i) {
     if (!(std::abs(values[i] - wanted[i] * scale) <= 1e-6 * magnitude[i] * scale))
-      fail_at(__FILE__, __LINE__, what, " ", got.shape(), " at ", i, ": expected ", wanted[i] * scale, ", got ", values[i]);
+      fail_at(__FILE__, __LINE__, what, " ", got.shape(), " at ", i, ": expected ", wanted[i] * scale,
+              ", got ", values[i]);
   }
 }
 
@@ -77,10 +79,12 @@ void check_reduce(Backend& device, const Shape& shape, unsigned axes, Layout x_l
 
 TEST("cpu reduce: every set of axes, in every layout") {
   on_every_isa([](Backend& device) {
-    for (const Shape& shape : {Shape{5}, Shape{3, 37}, Shape{4, 3, 21}, Shape{2, 3, 5, 19}, Shape{1, 7, 1, 4}}) {
+    for (const Shape& shape :
+         {Shape{5}, Shape{3, 37}, Shape{4, 3, 21}, Shape{2, 3, 5, 19}, Shape{1, 7, 1, 4}}) {
       for (unsigned axes = 0; axes < 1u << shape.rank(); ++axes) {
         for (Layout x_layout : kInputLayouts) {
-          for (Layout out_layout : {Layout::dense, Layout::swapped, Layout::strided}) check_reduce(device, shape, axes, x_layout, out_layout);
+          for (Layout out_layout : {Layout::dense, Layout::swapped, Layout::strided})
+            check_reduce(device, shape, axes, x_layout, out_layout);
         }
       }
     }
@@ -124,10 +128,11 @@ TEST("cpu reduce: of nothing, and NaN survives max") {
   });
 }
 
-// ---- softmax -------------------------------------------------------------------------------------------------------------
+// ---- softmax ---------------------------------------------------------------------------------------------
 TEST("cpu softmax and its backward") {
   on_every_isa([](Backend& device) {
-    for (const Shape& shape : {Shape{1}, Shape{0}, Shape{3, 0}, Shape{4, 1}, Shape{3, 17}, Shape{2, 3, 64}, Shape{2, 5000}, Shape{300, 130}}) {
+    for (const Shape& shape : {Shape{1}, Shape{0}, Shape{3, 0}, Shape{4, 1}, Shape{3, 17}, Shape{2, 3, 64},
+                               Shape{2, 5000}, Shape{300, 130}}) {
       for (Layout layout : {Layout::dense, Layout::swapped, Layout::narrowed, Layout::strided}) {
         const Tensor x = normal_input(device, shape, 1, layout), dy = normal_input(device, shape, 2, layout);
         const Placed y = place(device, shape, layout), dx = place(device, shape, layout);
@@ -164,7 +169,7 @@ TEST("cpu softmax: masked rows, large numbers and NaN") {
   });
 }
 
-// ---- norms over rows -------------------------------------------------------------------------------------------------------
+// ---- norms over rows -------------------------------------------------------------------------------------
 namespace {
 
 struct RowStatistics {
@@ -194,20 +199,24 @@ struct NormCase {
 };
 
 void check_row_norm(Backend& device, const NormCase& test, const Shape& shape, Layout layout) {
-  const auto n = static_cast<std::size_t>(shape[-1]), rows = n ? static_cast<std::size_t>(shape.numel()) / n : 0;
+  const auto n = static_cast<std::size_t>(shape[-1]),
+             rows = n ? static_cast<std::size_t>(shape.numel()) / n : 0;
   const bool rms = test.kind == NormKind::rms;
   Numbers numbers(11);
   const Tensor x = input(device, shape, layout, [&] { return numbers.normal() + test.offset; });
   const Tensor dy = normal_input(device, shape, 12, layout);
   const Tensor weight = test.weighted ? normal_input(device, {shape[-1]}, 13, Layout::strided) : Tensor();
   const Tensor bias = test.weighted && !rms ? normal_input(device, {shape[-1]}, 14) : Tensor();
-  const Tensor mean = rms ? Tensor() : device.empty({static_cast<std::int64_t>(rows)}), rstd = device.empty({static_cast<std::int64_t>(rows)});
+  const Tensor mean = rms ? Tensor() : device.empty({static_cast<std::int64_t>(rows)}),
+               rstd = device.empty({static_cast<std::int64_t>(rows)});
   const Placed y = place(device, shape, layout), dx = place(device, shape, layout);
-  const Placed dweight = place(device, {shape[-1]}, Layout::dense), dbias = place(device, {shape[-1]}, Layout::strided);
+  const Placed dweight = place(device, {shape[-1]}, Layout::dense),
+               dbias = place(device, {shape[-1]}, Layout::strided);
   NormArgs args;
   args.kind = test.kind;
   device.norm(y.view, mean, rstd, x, weight, bias, args);
-  device.norm_backward(dx.view, test.weighted ? dweight.view : Tensor(), bias ? dbias.view : Tensor(), dy, x, mean, rstd, weight, args);
+  device.norm_backward(dx.view, test.weighted ? dweight.view : Tensor(), bias ? dbias.view : Tensor(), dy, x,
+                       mean, rstd, weight, args);
 
   const Doubles in = values_of(x), d = values_of(dy);
   const Doubles w = weight ? values_of(weight) : Doubles(n, 1), b = bias ? values_of(bias) : Doubles(n);
@@ -225,7 +234,8 @@ void check_row_norm(Backend& device, const NormCase& test, const Shape& shape, L
     norm_gradient(&wanted_dx[row * n], g.data(), &in[row * n], n, s, rms);
   }
   // an offset leaves fewer digits for what differs
-  const double scale = kRelative * (1 + std::abs(static_cast<double>(test.offset))), sums = scale * (4 + std::sqrt(static_cast<double>(rows)));
+  const double scale = kRelative * (1 + std::abs(static_cast<double>(test.offset))),
+               sums = scale * (4 + std::sqrt(static_cast<double>(rows)));
   check_close(y.view, wanted, scale, scale, "norm");
   check_close(rstd, wanted_rstd, scale, 0, "rstd");
   check_close(dx.view, wanted_dx, scale, 4 * scale, "norm backward");
@@ -238,10 +248,13 @@ void check_row_norm(Backend& device, const NormCase& test, const Shape& shape, L
 
 TEST("cpu norm: layer and rms, forward and backward") {
   on_every_isa([](Backend& device) {
-    for (const NormCase& test : {NormCase{NormKind::layer, true, 0}, NormCase{NormKind::layer, false, 0}, NormCase{NormKind::rms, true, 0},
-                                 NormCase{NormKind::rms, false, 0}, NormCase{NormKind::layer, true, 30}}) {
-      for (const Shape& shape : {Shape{8}, Shape{0, 5}, Shape{1, 3}, Shape{3, 5, 37}, Shape{70, 64}, Shape{2, 10000}}) {
-        for (Layout layout : {Layout::dense, Layout::swapped, Layout::narrowed}) check_row_norm(device, test, shape, layout);
+    for (const NormCase& test : {NormCase{NormKind::layer, true, 0}, NormCase{NormKind::layer, false, 0},
+                                 NormCase{NormKind::rms, true, 0}, NormCase{NormKind::rms, false, 0},
+                                 NormCase{NormKind::layer, true, 30}}) {
+      for (const Shape& shape :
+           {Shape{8}, Shape{0, 5}, Shape{1, 3}, Shape{3, 5, 37}, Shape{70, 64}, Shape{2, 10000}}) {
+        for (Layout layout : {Layout::dense, Layout::swapped, Layout::narrowed})
+          check_row_norm(device, test, shape, layout);
       }
     }
   });
@@ -249,7 +262,8 @@ TEST("cpu norm: layer and rms, forward and backward") {
 
 TEST("cpu norm: constant rows have no variance and stay finite") {
   on_every_isa([](Backend& device) {
-    const Tensor x = device.empty({2, 40}), y = device.empty({2, 40}), mean = device.empty({2}), rstd = device.empty({2});
+    const Tensor x = device.empty({2, 40}), y = device.empty({2, 40}), mean = device.empty({2}),
+                 rstd = device.empty({2});
     device.fill(x, 1e6f);
     device.norm(y, mean, rstd, x, {}, {}, {});
     check_close(y, Doubles(80), 0, 0, "norm of a constant");
@@ -257,7 +271,7 @@ TEST("cpu norm: constant rows have no variance and stay finite") {
   });
 }
 
-// ---- group norm ------------------------------------------------------------------------------------------------------------
+// ---- group norm ------------------------------------------------------------------------------------------
 namespace {
 
 void check_group_norm(Backend& device, const Shape& shape, int groups, bool weighted) {
@@ -265,18 +279,24 @@ void check_group_norm(Backend& device, const Shape& shape, int groups, bool weig
   const auto pixels = static_cast<std::size_t>(shape.numel() / std::max<std::int64_t>(batch * channels, 1));
   const std::size_t length = pixels * static_cast<std::size_t>(channels / groups);
   const Tensor x = normal_input(device, shape, 1), dy = normal_input(device, shape, 2);
-  const Tensor weight = weighted ? normal_input(device, {channels}, 3) : Tensor(), bias = weighted ? normal_input(device, {channels}, 4) : Tensor();
-  const Tensor mean = device.empty({batch * groups}), rstd = device.empty({batch * groups}), dweight = device.empty({channels}), dbias = device.empty({channels});
-  const Placed y = place(device, shape, Layout::dense), dx = place(device, shape, Layout::dense), smooth = place(device, shape, Layout::dense);
+  const Tensor weight = weighted ? normal_input(device, {channels}, 3) : Tensor(),
+               bias = weighted ? normal_input(device, {channels}, 4) : Tensor();
+  const Tensor mean = device.empty({batch * groups}), rstd = device.empty({batch * groups}),
+               dweight = device.empty({channels}), dbias = device.empty({channels});
+  const Placed y = place(device, shape, Layout::dense), dx = place(device, shape, Layout::dense),
+               smooth = place(device, shape, Layout::dense);
   NormArgs args{NormKind::group, 1e-5f, groups};
   device.norm(y.view, mean, rstd, x, weight, bias, args);
-  device.norm_backward(dx.view, weighted ? dweight : Tensor(), weighted ? dbias : Tensor(), dy, x, mean, rstd, weight, args);
+  device.norm_backward(dx.view, weighted ? dweight : Tensor(), weighted ? dbias : Tensor(), dy, x, mean, rstd,
+                       weight, args);
   CHECK(!device.group_norm_silu(smooth.view, mean, rstd, x, weight, bias, args));
 
   const Doubles in = values_of(x), d = values_of(dy);
   const auto c_count = static_cast<std::size_t>(channels);
-  const Doubles w = weighted ? values_of(weight) : Doubles(c_count, 1), b = weighted ? values_of(bias) : Doubles(c_count);
-  Doubles wanted(in.size()), wanted_silu(in.size()), wanted_dx(in.size()), wanted_dw(c_count), wanted_db(c_count), g(length);
+  const Doubles w = weighted ? values_of(weight) : Doubles(c_count, 1),
+                b = weighted ? values_of(bias) : Doubles(c_count);
+  Doubles wanted(in.size()), wanted_silu(in.size()), wanted_dx(in.size()), wanted_dw(c_count),
+      wanted_db(c_count), g(length);
   for (std::size_t start = 0; length && start < in.size(); start += length) {
     const RowStatistics s = statistics(&in[start], length, static_cast<double>(args.eps), false);
     for (std::size_t j = 0; j < length; ++j) {

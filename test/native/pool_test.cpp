@@ -122,7 +122,8 @@ TEST("pool: exhaustion empties the cache first, then tells the numbers") {
     CHECK(!"allocate returned");
   } catch (const Error& error) {
     CHECK_EQ(error.code, std::string("ERR_MEMORY"));
-    CHECK_EQ(std::string(error.what()), "allocate: expected 983040 bytes, got none; 983040 bytes in use, 983040 held");
+    CHECK_EQ(std::string(error.what()),
+             "allocate: expected 983040 bytes, got none; 983040 bytes in use, 983040 held");
     CHECK(!error.hint.empty());
   }
   CHECK_EQ(pool.stats().used, pool.stats().held);  // the failure left nothing behind

@@ -1,4 +1,5 @@
-// copy: any strides, any pair of float types. One type goes by element size; two types are converted along dense runs.
+// copy: any strides, any pair of float types. One type goes by element size; two types are converted along
+// dense runs.
 #include <cstring>
 
 #include "backend/cpu/cpu_backend.h"
@@ -8,7 +9,8 @@
 namespace danceflux::cpu {
 namespace {
 
-/// Runs shorter than this are moved by a plain loop over two axes: a call for each would cost more than it moves.
+/// Runs shorter than this are moved by a plain loop over two axes: a call for each would cost more than it
+/// moves.
 constexpr std::int64_t kShortRun = 16;
 
 int size_index(std::size_t bytes) { return bytes == 1 ? 0 : bytes == 2 ? 1 : bytes == 4 ? 2 : 3; }
@@ -43,7 +45,8 @@ template <class T>
 void copy_planes(const CopyJob& job) {
   Walk<2> outer = job.walk;
   std::int64_t rows = 1, row_out = 0, row_x = 0;
-  const std::int64_t columns = outer.inner(), step_out = outer.inner_stride(0), step_x = outer.inner_stride(1);
+  const std::int64_t columns = outer.inner(), step_out = outer.inner_stride(0),
+                     step_x = outer.inner_stride(1);
   outer.rank -= 1;
   outer.total /= std::max<std::int64_t>(columns, 1);
   if (outer.rank > 0) {
@@ -58,13 +61,14 @@ void copy_planes(const CopyJob& job) {
   for_ranges(job.threads, total, columns, [&](std::int64_t begin, std::int64_t end, int) {
     while (begin < end) {
       const std::int64_t first = begin % rows, count = std::min(rows - first, end - begin);
-      for_items(outer, begin / rows, begin / rows + 1, [&](std::int64_t, const std::array<std::int64_t, 2>& offset) {
-        for (std::int64_t i = first; i < first + count; ++i) {
-          T* to = out + offset[0] + i * row_out;
-          const T* from = x + offset[1] + i * row_x;
-          for (std::int64_t j = 0; j < columns; ++j) to[j * step_out] = from[j * step_x];
-        }
-      });
+      for_items(outer, begin / rows, begin / rows + 1,
+                [&](std::int64_t, const std::array<std::int64_t, 2>& offset) {
+                  for (std::int64_t i = first; i < first + count; ++i) {
+                    T* to = out + offset[0] + i * row_out;
+                    const T* from = x + offset[1] + i * row_x;
+                    for (std::int64_t j = 0; j < columns; ++j) to[j * step_out] = from[j * step_x];
+                  }
+                });
       begin += count;
     }
   });
@@ -93,15 +97,18 @@ void copy_crossed(const CopyJob& job, int axis) {
   const std::int64_t rows = job.walk.size[a], columns = job.walk.inner(), bands = (rows + kRows - 1) / kRows;
   const std::int64_t out_step = job.walk.stride[0][a], x_step = job.walk.inner_stride(1);
   const auto bytes = static_cast<std::int64_t>(job.out_size);
-  for_ranges(job.threads, outer.total * bands, kRows * columns, [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t item = begin; item < end; ++item) {
-      const std::int64_t first = item % bands * kRows;
-      for_items(outer, item / bands, item / bands + 1, [&](std::int64_t, const std::array<std::int64_t, 2>& offset) {
-        transpose(job.out + (offset[0] + first * out_step) * bytes, out_step, job.x + (offset[1] + first) * bytes, x_step,
-                  std::min(kRows, rows - first), columns);
-      });
-    }
-  });
+  for_ranges(job.threads, outer.total * bands, kRows * columns,
+             [&](std::int64_t begin, std::int64_t end, int) {
+               for (std::int64_t item = begin; item < end; ++item) {
+                 const std::int64_t first = item % bands * kRows;
+                 for_items(outer, item / bands, item / bands + 1,
+                           [&](std::int64_t, const std::array<std::int64_t, 2>& offset) {
+                             transpose(job.out + (offset[0] + first * out_step) * bytes, out_step,
+                                       job.x + (offset[1] + first) * bytes, x_step,
+                                       std::min(kRows, rows - first), columns);
+                           });
+               }
+             });
 }
 
 void copy_same_type(const CopyJob& job, DType dtype) {
@@ -109,10 +116,14 @@ void copy_same_type(const CopyJob& job, DType dtype) {
   if (dense && (job.walk.inner() >= kShortRun || job.walk.rank == 1)) return copy_runs(job, dtype, dtype);
   if (const int axis = crossed_axis(job.walk); axis >= 0) return copy_crossed(job, axis);
   switch (job.out_size) {
-    case 1: return copy_planes<std::uint8_t>(job);
-    case 2: return copy_planes<std::uint16_t>(job);
-    case 4: return copy_planes<std::uint32_t>(job);
-    default: return copy_planes<std::uint64_t>(job);
+    case 1:
+      return copy_planes<std::uint8_t>(job);
+    case 2:
+      return copy_planes<std::uint16_t>(job);
+    case 4:
+      return copy_planes<std::uint32_t>(job);
+    default:
+      return copy_planes<std::uint64_t>(job);
   }
 }
 
@@ -121,7 +132,8 @@ void copy_same_type(const CopyJob& job, DType dtype) {
 void CpuBackend::copy(const Tensor& out, const Tensor& x) {
   if (out.numel() == 0) return;
   const auto walk = walk_elements<2>({&out, &x});
-  const CopyJob job{threads_,      *rows_.convert,       walk, out.data<char>(), x.data<char>(), size_of(out.dtype()),
+  const CopyJob job{threads_,          *rows_.convert, walk,
+                    out.data<char>(),  x.data<char>(), size_of(out.dtype()),
                     size_of(x.dtype())};
   if (out.dtype() == x.dtype()) return copy_same_type(job, out.dtype());
   const bool dense = walk.inner_stride(0) == 1 && walk.inner_stride(1) == 1;
@@ -148,7 +160,8 @@ Tensor CpuBackend::dense(const Tensor& x) {
   return packed;
 }
 
-CpuBackend::DenseOutput::DenseOutput(CpuBackend& backend, const Tensor& out, Use use) : backend_(backend), out_(out), dense_(out) {
+CpuBackend::DenseOutput::DenseOutput(CpuBackend& backend, const Tensor& out, Use use)
+    : backend_(backend), out_(out), dense_(out) {
   if (has_dense_rows(out)) return;
   dense_ = backend.empty(out.shape(), out.dtype());
   if (use == kUpdate) backend.copy(dense_, out);

@@ -15,22 +15,23 @@
 namespace danceflux::cpu {
 namespace {
 
-constexpr std::size_t kAlignment = 64;       // a cache line, and the widest vector
-constexpr std::size_t kHugePage = 2 << 20;   // of x86-64 and of arm64 with 4 KiB pages
+constexpr std::size_t kAlignment = 64;      // a cache line, and the widest vector
+constexpr std::size_t kHugePage = 2 << 20;  // of x86-64 and of arm64 with 4 KiB pages
 constexpr std::size_t kLarge = 2 * kHugePage;
 constexpr std::size_t kLargestPage = 64 << 10;
 
 std::size_t round_up(std::size_t bytes, std::size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
-/// Large tensors are streamed through, and with 4 KiB pages the processor spends half the time on looking up addresses (measured
-/// in a guest: filling 256 MiB runs at 33 GB/s, with huge pages at 80).
+/// Large tensors are streamed through, and with 4 KiB pages the processor spends half the time on looking up
+/// addresses (measured in a guest: filling 256 MiB runs at 33 GB/s, with huge pages at 80).
 void* map_huge(std::size_t bytes) {
   const std::size_t size = round_up(bytes, kLargestPage);
   if (size > PTRDIFF_MAX - kHugePage) return nullptr;
   void* mapped = mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapped == MAP_FAILED) return nullptr;
   char* const start = static_cast<char*>(mapped);
-  const std::size_t before = round_up(reinterpret_cast<std::uintptr_t>(start), kHugePage) - reinterpret_cast<std::uintptr_t>(start);
+  const std::size_t before =
+      round_up(reinterpret_cast<std::uintptr_t>(start), kHugePage) - reinterpret_cast<std::uintptr_t>(start);
   if (before > 0) munmap(start, before);
   munmap(start + before + size, kHugePage - before);
   madvise(start + before, size, MADV_HUGEPAGE);  // a wish: refusal changes speed only
@@ -78,7 +79,8 @@ CpuBackend::~CpuBackend() = default;
 
 std::string CpuBackend::description() const {
   const int threads = threads_.threads();
-  return processor_name() + ", " + isa_ + ", " + std::to_string(threads) + (threads == 1 ? " thread" : " threads");
+  return processor_name() + ", " + isa_ + ", " + std::to_string(threads) +
+         (threads == 1 ? " thread" : " threads");
 }
 
 void* CpuBackend::allocate(std::size_t bytes) { return pool_.allocate(bytes); }

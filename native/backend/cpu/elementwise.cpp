@@ -52,13 +52,20 @@ void fill_elements(ThreadPool& threads, const Tensor& out, T value) {
 void CpuBackend::fill(const Tensor& out, float value) {
   switch (out.dtype()) {
     case DType::f32:
-      return fill_elements(threads_, out, value, [&](float* at, std::int64_t n) { rows_.elementwise->fill(at, value, n); });
-    case DType::bf16: return fill_elements(threads_, out, f32_to_bf16(value));
-    case DType::f16: return fill_elements(threads_, out, f32_to_f16(value));
-    case DType::f64: return fill_elements(threads_, out, static_cast<double>(value));
-    case DType::i32: return fill_elements(threads_, out, static_cast<std::int32_t>(value));
-    case DType::i64: return fill_elements(threads_, out, static_cast<std::int64_t>(value));
-    case DType::u8: return fill_elements(threads_, out, static_cast<std::uint8_t>(value));
+      return fill_elements(threads_, out, value,
+                           [&](float* at, std::int64_t n) { rows_.elementwise->fill(at, value, n); });
+    case DType::bf16:
+      return fill_elements(threads_, out, f32_to_bf16(value));
+    case DType::f16:
+      return fill_elements(threads_, out, f32_to_f16(value));
+    case DType::f64:
+      return fill_elements(threads_, out, static_cast<double>(value));
+    case DType::i32:
+      return fill_elements(threads_, out, static_cast<std::int32_t>(value));
+    case DType::i64:
+      return fill_elements(threads_, out, static_cast<std::int64_t>(value));
+    case DType::u8:
+      return fill_elements(threads_, out, static_cast<std::uint8_t>(value));
   }
 }
 
@@ -69,18 +76,21 @@ void CpuBackend::unary(UnaryOp op, const Tensor& out, const Tensor& x, float a, 
                      [&](const std::array<float*, 2>& at, std::int64_t n) { kernel(at[0], at[1], n, a, b); });
 }
 
-void CpuBackend::unary_backward(UnaryOp op, const Tensor& dx, const Tensor& x, const Tensor& dy, float a, float b) {
+void CpuBackend::unary_backward(UnaryOp op, const Tensor& dx, const Tensor& x, const Tensor& dy, float a,
+                                float b) {
   const auto kernel = rows_.elementwise->unary_backward[static_cast<std::size_t>(op)];
   const std::array<const Tensor*, 3> tensors{&dx, &x, &dy};
-  run_elementwise<3>(threads_, walk_elements<3>(tensors), 0, tensors, [&](const std::array<float*, 3>& at, std::int64_t n) {
-    kernel(at[0], at[1], at[2], n, a, b);
-  });
+  run_elementwise<3>(
+      threads_, walk_elements<3>(tensors), 0, tensors,
+      [&](const std::array<float*, 3>& at, std::int64_t n) { kernel(at[0], at[1], at[2], n, a, b); });
 }
 
 void CpuBackend::binary(BinaryOp op, const Tensor& out, const Tensor& a, const Tensor& b, float b_scale) {
   const std::array<const Tensor*, 3> tensors{&out, &a, &b};
   const auto walk = walk_elements<3>(tensors);
-  const RowOperands operands = walk.inner_stride(2) == 0 ? kScalarB : walk.inner_stride(1) == 0 ? kScalarA : kBothRows;
+  const RowOperands operands = walk.inner_stride(2) == 0   ? kScalarB
+                               : walk.inner_stride(1) == 0 ? kScalarA
+                                                           : kBothRows;
   const unsigned scalars = operands == kScalarB ? 4u : operands == kScalarA ? 2u : 0u;
   const auto kernel = rows_.elementwise->binary[static_cast<std::size_t>(op)][operands];
   run_elementwise<3>(threads_, walk, scalars, tensors, [&](const std::array<float*, 3>& at, std::int64_t n) {

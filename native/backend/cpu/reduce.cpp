@@ -1,5 +1,5 @@
-// reduce over any axes. Every result is a sum, in order and in f64, of pieces whose cuts depend on the reduced axes alone; which of the
-// ways below computes the pieces changes nothing.
+// reduce over any axes. Every result is a sum, in order and in f64, of pieces whose cuts depend on the
+// reduced axes alone; which of the ways below computes the pieces changes nothing.
 //
 // Rows: the reduced elements of one result lie dense (or are gathered so). Columns: results lie side by side.
 #include <cmath>
@@ -35,7 +35,7 @@ struct ReduceJob {
   void write(std::int64_t offset, double value) const { out[offset] = static_cast<float>(value / count); }
 };
 
-// ---- rows --------------------------------------------------------------------------------------------------------------
+// ---- rows ------------------------------------------------------------------------------------------------
 std::int64_t pieces_per_run(const ReduceJob& job) { return (job.folded.inner() + kRowPiece - 1) / kRowPiece; }
 
 double fold_piece(const ReduceJob& job, const float* x, std::int64_t n) {
@@ -54,7 +54,8 @@ double fold_piece(const ReduceJob& job, const float* x, std::int64_t n) {
 
 double fold_run_piece(const ReduceJob& job, const float* run, std::int64_t piece) {
   const std::int64_t start = piece * kRowPiece;
-  return fold_piece(job, run + start * job.folded.inner_stride(0), std::min(kRowPiece, job.folded.inner() - start));
+  return fold_piece(job, run + start * job.folded.inner_stride(0),
+                    std::min(kRowPiece, job.folded.inner() - start));
 }
 
 void fold_rows(const ReduceJob& job) {
@@ -74,27 +75,33 @@ void fold_rows(const ReduceJob& job) {
 
 /// Few results of many elements: the pieces themselves are the tasks.
 void fold_long_rows(const ReduceJob& job) {
-  const std::int64_t per_run = pieces_per_run(job), runs = job.folded.total / job.folded.inner(), pieces = per_run * runs;
-  const auto partial = std::make_unique_for_overwrite<double[]>(static_cast<std::size_t>(job.kept.total * pieces));
+  const std::int64_t per_run = pieces_per_run(job), runs = job.folded.total / job.folded.inner(),
+                     pieces = per_run * runs;
+  const auto partial =
+      std::make_unique_for_overwrite<double[]>(static_cast<std::size_t>(job.kept.total * pieces));
   for_ranges(job.threads, job.kept.total * pieces, std::min(kRowPiece, job.folded.inner()),
              [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t i = begin; i < end; ++i) {
-      const std::int64_t piece = i % pieces, run = piece / per_run * job.folded.inner();
-      for_items(job.kept, i / pieces, i / pieces + 1, [&](std::int64_t, const std::array<std::int64_t, 2>& at) {
-        for_items(job.folded, run, run + 1, [&](std::int64_t, const std::array<std::int64_t, 1>& offset) {
-          partial[static_cast<std::size_t>(i)] = fold_run_piece(job, job.x + at[0] + offset[0], piece % per_run);
-        });
-      });
-    }
-  });
+               for (std::int64_t i = begin; i < end; ++i) {
+                 const std::int64_t piece = i % pieces, run = piece / per_run * job.folded.inner();
+                 for_items(job.kept, i / pieces, i / pieces + 1,
+                           [&](std::int64_t, const std::array<std::int64_t, 2>& at) {
+                             for_items(job.folded, run, run + 1,
+                                       [&](std::int64_t, const std::array<std::int64_t, 1>& offset) {
+                                         partial[static_cast<std::size_t>(i)] =
+                                             fold_run_piece(job, job.x + at[0] + offset[0], piece % per_run);
+                                       });
+                           });
+               }
+             });
   for_items(job.kept, 0, job.kept.total, [&](std::int64_t item, const std::array<std::int64_t, 2>& at) {
     double all = job.empty();
-    for (std::int64_t i = 0; i < pieces; ++i) all = job.join(all, partial[static_cast<std::size_t>(item * pieces + i)]);
+    for (std::int64_t i = 0; i < pieces; ++i)
+      all = job.join(all, partial[static_cast<std::size_t>(item * pieces + i)]);
     job.write(at[1], all);
   });
 }
 
-// ---- columns -----------------------------------------------------------------------------------------------------------
+// ---- columns ---------------------------------------------------------------------------------------------
 /// The axes of `kept` but the innermost.
 Walk<2> outer_axes(const Walk<2>& kept) {
   Walk<2> outer = kept;
@@ -107,14 +114,16 @@ Walk<2> outer_axes(const Walk<2>& kept) {
 /// body(x offset, rows) for every block of rows, in order.
 template <class Body>
 void for_row_blocks(const ReduceJob& job, const Body& body) {
-  for_runs(job.folded, 0, job.folded.total, [&](const std::array<std::int64_t, 1>& offset, std::int64_t rows) {
-    for (std::int64_t row = 0; row < rows; row += kRowsPerBlock) {
-      body(offset[0] + row * job.folded.inner_stride(0), std::min(kRowsPerBlock, rows - row));
-    }
-  });
+  for_runs(job.folded, 0, job.folded.total,
+           [&](const std::array<std::int64_t, 1>& offset, std::int64_t rows) {
+             for (std::int64_t row = 0; row < rows; row += kRowsPerBlock) {
+               body(offset[0] + row * job.folded.inner_stride(0), std::min(kRowsPerBlock, rows - row));
+             }
+           });
 }
 
-void fold_column_chunk(const ReduceJob& job, const std::array<std::int64_t, 2>& at, std::int64_t first, std::int64_t n) {
+void fold_column_chunk(const ReduceJob& job, const std::array<std::int64_t, 2>& at, std::int64_t first,
+                       std::int64_t n) {
   const std::int64_t row_step = job.folded.inner_stride(0);
   double all[kColumnChunk];
   float part[kColumnChunk];
@@ -131,13 +140,14 @@ void fold_columns(const ReduceJob& job) {
   const std::int64_t columns = job.kept.inner(), chunks = (columns + kColumnChunk - 1) / kColumnChunk;
   for_ranges(job.threads, outer.total * chunks, job.folded.total * std::min(columns, kColumnChunk),
              [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t i = begin; i < end; ++i) {
-      const std::int64_t first = i % chunks * kColumnChunk;
-      for_items(outer, i / chunks, i / chunks + 1, [&](std::int64_t, const std::array<std::int64_t, 2>& at) {
-        fold_column_chunk(job, at, first, std::min(kColumnChunk, columns - first));
-      });
-    }
-  });
+               for (std::int64_t i = begin; i < end; ++i) {
+                 const std::int64_t first = i % chunks * kColumnChunk;
+                 for_items(outer, i / chunks, i / chunks + 1,
+                           [&](std::int64_t, const std::array<std::int64_t, 2>& at) {
+                             fold_column_chunk(job, at, first, std::min(kColumnChunk, columns - first));
+                           });
+               }
+             });
 }
 
 /// Few columns of many rows: the blocks of rows are the tasks.
@@ -145,29 +155,37 @@ void fold_long_columns(const ReduceJob& job) {
   const Walk<2> outer = outer_axes(job.kept);
   const std::int64_t columns = job.kept.inner(), rows = job.folded.inner(), runs = job.folded.total / rows;
   const std::int64_t per_run = block_count(rows), blocks = per_run * runs;
-  const auto partial = std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(outer.total * blocks * columns));
-  for_ranges(job.threads, outer.total * blocks, kRowsPerBlock * columns, [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t i = begin; i < end; ++i) {
-      const std::int64_t run = i % blocks / per_run, row = i % per_run * kRowsPerBlock;
-      for_items(outer, i / blocks, i / blocks + 1, [&](std::int64_t, const std::array<std::int64_t, 2>& at) {
-        for_items(job.folded, run * rows + row, run * rows + row + 1, [&](std::int64_t, const std::array<std::int64_t, 1>& offset) {
-          job.kernels.columns[job.fold](&partial[static_cast<std::size_t>(i * columns)], job.x + at[0] + offset[0],
-                                        job.folded.inner_stride(0), std::min(kRowsPerBlock, rows - row), columns);
-        });
-      });
-    }
-  });
+  const auto partial =
+      std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(outer.total * blocks * columns));
+  for_ranges(job.threads, outer.total * blocks, kRowsPerBlock * columns,
+             [&](std::int64_t begin, std::int64_t end, int) {
+               for (std::int64_t i = begin; i < end; ++i) {
+                 const std::int64_t run = i % blocks / per_run, row = i % per_run * kRowsPerBlock;
+                 for_items(outer, i / blocks, i / blocks + 1,
+                           [&](std::int64_t, const std::array<std::int64_t, 2>& at) {
+                             for_items(job.folded, run * rows + row, run * rows + row + 1,
+                                       [&](std::int64_t, const std::array<std::int64_t, 1>& offset) {
+                                         job.kernels.columns[job.fold](
+                                             &partial[static_cast<std::size_t>(i * columns)],
+                                             job.x + at[0] + offset[0], job.folded.inner_stride(0),
+                                             std::min(kRowsPerBlock, rows - row), columns);
+                                       });
+                           });
+               }
+             });
   for_items(outer, 0, outer.total, [&](std::int64_t item, const std::array<std::int64_t, 2>& at) {
     for (std::int64_t j = 0; j < columns; ++j) {
       double all = job.empty();
-      for (std::int64_t i = 0; i < blocks; ++i) all = job.join(all, partial[static_cast<std::size_t>((item * blocks + i) * columns + j)]);
+      for (std::int64_t i = 0; i < blocks; ++i)
+        all = job.join(all, partial[static_cast<std::size_t>((item * blocks + i) * columns + j)]);
       job.write(at[1] + j * job.kept.inner_stride(1), all);
     }
   });
 }
 
-// ---- which -------------------------------------------------------------------------------------------------------------
-ReduceJob plan(ThreadPool& threads, const ReduceRows& kernels, ReduceOp op, const Tensor& out, const Tensor& x) {
+// ---- which -----------------------------------------------------------------------------------------------
+ReduceJob plan(ThreadPool& threads, const ReduceRows& kernels, ReduceOp op, const Tensor& out,
+               const Tensor& x) {
   ReduceJob job{threads, kernels, {}, {}, kFoldSum, 1, x.data<float>(), out.data<float>()};
   if (op == ReduceOp::max) job.fold = kFoldMax;
   if (op == ReduceOp::sum_of_squares) job.fold = kFoldSquares;
@@ -196,7 +214,8 @@ void CpuBackend::reduce(ReduceOp op, const Tensor& out, const Tensor& x) {
   } else if (job.folded.total == 1) {
     unary(op == ReduceOp::sum_of_squares ? UnaryOp::square : UnaryOp::affine, out, x, 1, 0);
   } else if (job.folded.inner_stride(0) != 1 && job.kept.inner_stride(0) == 1 && job.kept.inner() > 1) {
-    const std::int64_t tasks = job.kept.total / job.kept.inner() * ((job.kept.inner() + kColumnChunk - 1) / kColumnChunk);
+    const std::int64_t tasks =
+        job.kept.total / job.kept.inner() * ((job.kept.inner() + kColumnChunk - 1) / kColumnChunk);
     return tasks < 16 && job.folded.total >= 4 * kRowsPerBlock ? fold_long_columns(job) : fold_columns(job);
   } else {
     return job.kept.total < 16 && job.folded.total >= 4 * kRowPiece ? fold_long_rows(job) : fold_rows(job);

@@ -15,8 +15,14 @@ struct Heads {
   float* base;
   std::int64_t batch_step, token_step, head_step, tokens;
   explicit Heads(const Tensor& x)
-      : base(x.data<float>()), batch_step(x.strides()[0]), token_step(x.strides()[1]), head_step(x.strides()[2]), tokens(x.dim(1)) {}
-  Rows at(std::int64_t position) const { return {base + position / tokens * batch_step + position % tokens * token_step, head_step}; }
+      : base(x.data<float>()),
+        batch_step(x.strides()[0]),
+        token_step(x.strides()[1]),
+        head_step(x.strides()[2]),
+        tokens(x.dim(1)) {}
+  Rows at(std::int64_t position) const {
+    return {base + position / tokens * batch_step + position % tokens * token_step, head_step};
+  }
   ConstRows read(std::int64_t position) const { return {at(position).base, head_step}; }
 };
 
@@ -24,7 +30,8 @@ struct Heads {
 struct AngleTable {
   const float* base;
   std::int64_t step, tokens;
-  explicit AngleTable(const Tensor& table) : base(table.data<float>()), step(table.strides()[0]), tokens(table.dim(0)) {}
+  explicit AngleTable(const Tensor& table)
+      : base(table.data<float>()), step(table.strides()[0]), tokens(table.dim(0)) {}
   const float* at(std::int64_t position) const { return base + position % tokens * step; }
 };
 
@@ -35,7 +42,8 @@ Declined check_width(std::int64_t width) {
 
 }  // namespace
 
-void CpuBackend::rope(const Tensor& out, const Tensor& x, const Tensor& cos, const Tensor& sin, bool inverse) {
+void CpuBackend::rope(const Tensor& out, const Tensor& x, const Tensor& cos, const Tensor& sin,
+                      bool inverse) {
   if (out.numel() == 0) return;
   const Tensor from = dense_rows(x), cos_rows = dense_rows(cos), sin_rows = dense_rows(sin);
   DenseOutput to(*this, out);
@@ -50,36 +58,39 @@ void CpuBackend::rope(const Tensor& out, const Tensor& x, const Tensor& cos, con
   to.finish();
 }
 
-Declined CpuBackend::qk_norm_rope(const Tensor& out, const Tensor& rstd, const Tensor& x, const Tensor& weight, const Tensor& cos,
-                                  const Tensor& sin, float eps) {
+Declined CpuBackend::qk_norm_rope(const Tensor& out, const Tensor& rstd, const Tensor& x,
+                                  const Tensor& weight, const Tensor& cos, const Tensor& sin, float eps) {
   const std::int64_t heads = x.dim(2), width = x.dim(3);
   if (auto declined = check_width(width)) return declined;
   if (out.numel() == 0) return {};
-  const Tensor from = dense_rows(x), cos_rows = dense_rows(cos), sin_rows = dense_rows(sin), w = dense_vector(weight);
+  const Tensor from = dense_rows(x), cos_rows = dense_rows(cos), sin_rows = dense_rows(sin),
+               w = dense_vector(weight);
   DenseOutput to(*this, out);
   const Heads source(from), target(to.tensor());
   const AngleTable cos_table(cos_rows), sin_table(sin_rows);
   float* const rstds = rstd.data<float>();
-  for_ranges(threads_, x.dim(0) * x.dim(1), heads * width * 2, [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t p = begin; p < end; ++p) {
-      rows_.rope->qk_norm_rope(target.at(p), rstds + p * heads, source.read(p), heads, width, w.data<float>(), cos_table.at(p),
-                               sin_table.at(p), eps);
-    }
-  });
+  for_ranges(threads_, x.dim(0) * x.dim(1), heads * width * 2,
+             [&](std::int64_t begin, std::int64_t end, int) {
+               for (std::int64_t p = begin; p < end; ++p) {
+                 rows_.rope->qk_norm_rope(target.at(p), rstds + p * heads, source.read(p), heads, width,
+                                          w.data<float>(), cos_table.at(p), sin_table.at(p), eps);
+               }
+             });
   to.finish();
   return {};
 }
 
-Declined CpuBackend::qk_norm_rope_backward(const Tensor& dx, const Tensor& dweight, const Tensor& dout, const Tensor& x,
-                                           const Tensor& rstd, const Tensor& weight, const Tensor& cos, const Tensor& sin) {
+Declined CpuBackend::qk_norm_rope_backward(const Tensor& dx, const Tensor& dweight, const Tensor& dout,
+                                           const Tensor& x, const Tensor& rstd, const Tensor& weight,
+                                           const Tensor& cos, const Tensor& sin) {
   const std::int64_t heads = x.dim(2), width = x.dim(3), positions = x.dim(0) * x.dim(1);
   if (auto declined = check_width(width)) return declined;
   if (dx.numel() == 0) {
     if (dweight.defined()) fill(dweight, 0);
     return {};
   }
-  const Tensor from = dense_rows(x), gradient = dense_rows(dout), cos_rows = dense_rows(cos), sin_rows = dense_rows(sin),
-               w = dense_vector(weight);
+  const Tensor from = dense_rows(x), gradient = dense_rows(dout), cos_rows = dense_rows(cos),
+               sin_rows = dense_rows(sin), w = dense_vector(weight);
   DenseOutput to(*this, dx);
   const Heads source(from), d(gradient), target(to.tensor());
   const AngleTable cos_table(cos_rows), sin_table(sin_rows);
@@ -91,8 +102,8 @@ Declined CpuBackend::qk_norm_rope_backward(const Tensor& dx, const Tensor& dweig
     std::fill_n(share, width, 0.0f);
     const std::int64_t begin = block * kPositionsPerBlock;
     for (std::int64_t p = begin; p < std::min(begin + kPositionsPerBlock, positions); ++p) {
-      rows_.rope->qk_norm_rope_backward(target.at(p), share, d.read(p), source.read(p), rstds + p * heads, heads, width,
-                                        w.data<float>(), cos_table.at(p), sin_table.at(p));
+      rows_.rope->qk_norm_rope_backward(target.at(p), share, d.read(p), source.read(p), rstds + p * heads,
+                                        heads, width, w.data<float>(), cos_table.at(p), sin_table.at(p));
     }
   });
   to.finish();

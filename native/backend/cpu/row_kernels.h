@@ -1,5 +1,5 @@
-// The kernels of everything that is not a matrix product: they work on rows that are dense in memory and know neither tensors
-// nor threads. One table per instruction set.
+// The kernels of everything that is not a matrix product: they work on rows that are dense in memory and know
+// neither tensors nor threads. One table per instruction set.
 //
 // Legend: n elements of a row, H heads, K head width. A pointer may equal the output's unless told otherwise.
 #pragma once
@@ -8,9 +8,11 @@
 namespace danceflux::cpu {
 
 // In the order of UnaryOp and BinaryOp (elementwise.cpp holds the two together).
+// clang-format off
 #define DANCEFLUX_UNARY_OPS(X) \
-  X(affine) X(clamp) X(exp) X(log) X(sqrt) X(rsqrt) X(square) X(reciprocal) X(tanh) X(sigmoid) X(silu) X(gelu_tanh) \
-  X(gelu_erf) X(quick_gelu)
+  X(affine) X(clamp) X(exp) X(log) X(sqrt) X(rsqrt) X(square) X(reciprocal) X(tanh) X(sigmoid) X(silu) \
+  X(gelu_tanh) X(gelu_erf) X(quick_gelu)
+// clang-format on
 #define DANCEFLUX_BINARY_OPS(X) X(add) X(sub) X(mul) X(div) X(max) X(min)
 
 #define DANCEFLUX_COUNT_ONE(name) +1
@@ -20,8 +22,8 @@ constexpr int kBinaryOps = 0 DANCEFLUX_BINARY_OPS(DANCEFLUX_COUNT_ONE);
 /// Which operand of a binary kernel is one number for the whole row.
 enum RowOperands { kBothRows, kScalarB, kScalarA, kRowOperands };
 
-/// Dense rows that lie `step` elements apart. Kernels that take several work on a few of them at a time: what one row's sums wait for,
-/// the next row's can be computed in.
+/// Dense rows that lie `step` elements apart. Kernels that take several work on a few of them at a time: what
+/// one row's sums wait for, the next row's can be computed in.
 struct Rows {
   float* base;
   std::int64_t step;
@@ -33,7 +35,8 @@ struct ConstRows {
 
 struct ElementwiseRows {
   using Unary = void (*)(float* out, const float* x, std::int64_t n, float a, float b);
-  using UnaryBackward = void (*)(float* dx, const float* x, const float* dy, std::int64_t n, float a, float b);
+  using UnaryBackward = void (*)(float* dx, const float* x, const float* dy, std::int64_t n, float a,
+                                 float b);
   using Binary = void (*)(float* out, const float* a, const float* b, std::int64_t n, float b_scale);
   Unary unary[kUnaryOps];
   UnaryBackward unary_backward[kUnaryOps];
@@ -41,7 +44,8 @@ struct ElementwiseRows {
   /// out = x + gate * y
   void (*gated_add)(float* out, const float* x, const float* gate, const float* y, std::int64_t n);
   /// dy = gate * dout; dgate += sum over the rows of dout * y
-  void (*gated_add_backward)(float* dgate, Rows dy, ConstRows dout, const float* gate, ConstRows y, std::int64_t rows, std::int64_t n);
+  void (*gated_add_backward)(float* dgate, Rows dy, ConstRows dout, const float* gate, ConstRows y,
+                             std::int64_t rows, std::int64_t n);
   void (*fill)(float* out, float value, std::int64_t n);
 };
 
@@ -53,9 +57,10 @@ struct AdamWStep {
 struct ConvertRows {
   /// [to][from] in the order f32, bf16, f16, f64.
   void (*convert[4][4])(void* out, const void* x, std::int64_t n);
-  /// out[i * out_step + j] = x[j * x_step + i], i < rows, j < columns; elements of 1, 2, 4, 8 bytes. Does not overlap.
-  void (*transpose[4])(void* out, std::int64_t out_step, const void* x, std::int64_t x_step, std::int64_t rows,
-                       std::int64_t columns);
+  /// out[i * out_step + j] = x[j * x_step + i], i < rows, j < columns; elements of 1, 2, 4, 8 bytes. Does not
+  /// overlap.
+  void (*transpose[4])(void* out, std::int64_t out_step, const void* x, std::int64_t x_step,
+                       std::int64_t rows, std::int64_t columns);
   /// [dtype of parameter: f32, bf16, f16]
   void (*adamw[3])(void* parameter, float* master, float* m, float* v, const float* gradient, std::int64_t n,
                    const AdamWStep& step);
@@ -68,7 +73,8 @@ struct ReduceRows {
   /// One number of a row; blocks of fixed length in f32, their sums in f64.
   double (*row[kRowFolds])(const float* x, std::int64_t n);
   /// out[j] = fold of x[i * x_step + j] over i < rows, in a fixed order and in f32; rows >= 1.
-  void (*columns[kRowFolds])(float* out, const float* x, std::int64_t x_step, std::int64_t rows, std::int64_t n);
+  void (*columns[kRowFolds])(float* out, const float* x, std::int64_t x_step, std::int64_t rows,
+                             std::int64_t n);
   void (*softmax)(Rows out, ConstRows x, std::int64_t rows, std::int64_t n);
   void (*softmax_backward)(Rows dx, ConstRows y, ConstRows dy, std::int64_t rows, std::int64_t n);
 };
@@ -80,22 +86,25 @@ struct Moments {
 
 struct NormRows {
   Moments (*moments)(const float* x, std::int64_t n);
-  /// out = (x - mean) * rstd * weight + bias, by each row's own mean and rstd = 1 / sqrt(variance + eps), which are left in mean and
-  /// rstd [rows]; weight and bias [n] may be null.
-  void (*layer)(Rows out, float* mean, float* rstd, ConstRows x, std::int64_t rows, std::int64_t n, const float* weight,
-                const float* bias, float eps);
+  /// out = (x - mean) * rstd * weight + bias, by each row's own mean and rstd = 1 / sqrt(variance + eps),
+  /// which are left in mean and rstd [rows]; weight and bias [n] may be null.
+  void (*layer)(Rows out, float* mean, float* rstd, ConstRows x, std::int64_t rows, std::int64_t n,
+                const float* weight, const float* bias, float eps);
   /// The same without the mean: out = x * rstd * weight + bias, rstd = 1 / sqrt(mean of squares + eps).
-  void (*rms)(Rows out, float* rstd, ConstRows x, std::int64_t rows, std::int64_t n, const float* weight, const float* bias, float eps);
+  void (*rms)(Rows out, float* rstd, ConstRows x, std::int64_t rows, std::int64_t n, const float* weight,
+              const float* bias, float eps);
   /// Adds the rows' share to dweight and dbias (either may be null). mean is null for rms.
-  void (*backward)(Rows dx, float* dweight, float* dbias, ConstRows dy, ConstRows x, std::int64_t rows, std::int64_t n,
-                   const float* mean, const float* rstd, const float* weight);
+  void (*backward)(Rows dx, float* dweight, float* dbias, ConstRows dy, ConstRows x, std::int64_t rows,
+                   std::int64_t n, const float* mean, const float* rstd, const float* weight);
   /// A stretch of one channel: one weight and bias for all of it.
-  void (*channel)(float* out, const float* x, std::int64_t n, float mean, float rstd, float weight, float bias, bool silu);
+  void (*channel)(float* out, const float* x, std::int64_t n, float mean, float rstd, float weight,
+                  float bias, bool silu);
   /// Sums of dy and of dy * (x - mean) * rstd.
-  void (*channel_sums)(double* dy_sum, double* dy_x_sum, const float* dy, const float* x, std::int64_t n, float mean, float rstd);
+  void (*channel_sums)(double* dy_sum, double* dy_x_sum, const float* dy, const float* x, std::int64_t n,
+                       float mean, float rstd);
   /// dx = rstd * (weight * dy - dy_mean - (x - mean) * rstd * dy_x_mean)
-  void (*channel_backward)(float* dx, const float* dy, const float* x, std::int64_t n, float mean, float rstd, float weight,
-                           float dy_mean, float dy_x_mean);
+  void (*channel_backward)(float* dx, const float* dy, const float* x, std::int64_t n, float mean, float rstd,
+                           float weight, float dy_mean, float dy_x_mean);
 };
 
 /// K of qk_norm_rope kernels is at most this.
@@ -103,12 +112,14 @@ constexpr std::int64_t kMaxHeadWidth = 512;
 
 /// Heads of one token, rows of K = width. cos and sin [K / 2].
 struct RopeRows {
-  void (*rope)(Rows out, ConstRows x, std::int64_t heads, std::int64_t width, const float* cos, const float* sin, bool inverse);
-  void (*qk_norm_rope)(Rows out, float* rstd, ConstRows x, std::int64_t heads, std::int64_t width, const float* weight,
-                       const float* cos, const float* sin, float eps);
+  void (*rope)(Rows out, ConstRows x, std::int64_t heads, std::int64_t width, const float* cos,
+               const float* sin, bool inverse);
+  void (*qk_norm_rope)(Rows out, float* rstd, ConstRows x, std::int64_t heads, std::int64_t width,
+                       const float* weight, const float* cos, const float* sin, float eps);
   /// Adds the token's share to dweight [K].
-  void (*qk_norm_rope_backward)(Rows dx, float* dweight, ConstRows dout, ConstRows x, const float* rstd, std::int64_t heads,
-                                std::int64_t width, const float* weight, const float* cos, const float* sin);
+  void (*qk_norm_rope_backward)(Rows dx, float* dweight, ConstRows dout, ConstRows x, const float* rstd,
+                                std::int64_t heads, std::int64_t width, const float* weight, const float* cos,
+                                const float* sin);
 };
 
 struct RowKernels {

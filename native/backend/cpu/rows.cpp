@@ -9,14 +9,16 @@ void CpuBackend::gather_rows(const Tensor& out, const Tensor& table, const Tenso
   if (out.numel() == 0) return;
   const Tensor from = dense_rows(table);
   DenseOutput to(*this, out);
-  const auto convert = rows_.convert->convert[static_cast<std::size_t>(out.dtype())][static_cast<std::size_t>(table.dtype())];
+  const auto convert =
+      rows_.convert->convert[static_cast<std::size_t>(out.dtype())][static_cast<std::size_t>(table.dtype())];
   const std::int64_t width = out.dim(1), id_step = ids.strides()[0], out_step = to.tensor().strides()[0];
   const std::int64_t row_bytes = from.strides()[0] * static_cast<std::int64_t>(size_of(table.dtype()));
   const auto* numbers = ids.data<std::int32_t>();
   const char* base = from.data<char>();
   float* const target = to.tensor().data<float>();
   for_ranges(threads_, out.dim(0), width, [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t i = begin; i < end; ++i) convert(target + i * out_step, base + numbers[i * id_step] * row_bytes, width);
+    for (std::int64_t i = begin; i < end; ++i)
+      convert(target + i * out_step, base + numbers[i * id_step] * row_bytes, width);
   });
   to.finish();
 }

@@ -1,13 +1,14 @@
-// One vector type per instruction set, so that a kernel is written once. For files of isa/ only: everything here has internal
-// linkage, and nothing of std is instantiated.
+// One vector type per instruction set, so that a kernel is written once. For files of isa/ only: everything
+// here has internal linkage, and nothing of std is instantiated.
 //
-// Tails: the last elements of a row are loaded into a full vector and go through the same instructions as all others. So a
-// value's result does not depend on where in the row it stands.
+// Tails: the last elements of a row are loaded into a full vector and go through the same instructions as all
+// others. So a value's result does not depend on where in the row it stands.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 #if defined(__x86_64__)
-#if defined(__GNUC__) && !defined(__clang__)  // GCC 12 warns of its own "undefined" vectors once they are inlined
+#if defined(__GNUC__) && \
+    !defined(__clang__)  // GCC 12 warns of its own "undefined" vectors once they are inlined
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -44,7 +45,7 @@ typedef std::uint16_t HalfVec __attribute__((vector_size(kLanes * 2)));
 
 #define DF_INLINE [[maybe_unused, gnu::always_inline]] inline
 
-// ---- moving --------------------------------------------------------------------------------------------------------
+// ---- moving ----------------------------------------------------------------------------------------------
 template <class V, class T>
 DF_INLINE V load_as(const T* from) {
   V v;
@@ -119,7 +120,7 @@ DF_INLINE void store_half_tail(std::uint16_t* to, HalfVec v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = padded[i];
 }
 
-// ---- arithmetic ----------------------------------------------------------------------------------------------------
+// ---- arithmetic ------------------------------------------------------------------------------------------
 #if defined(__FMA__) || defined(__aarch64__)
 #define DF_HAS_FMA 1
 #endif
@@ -195,8 +196,10 @@ DF_INLINE Vec product_error(Vec a, Vec b, Vec product) {
 /// Lanes summed as a fixed tree.
 DF_INLINE float sum_lanes(Vec v) {
 #if defined(__AVX512F__)
-  const auto half = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) + __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
-  const auto quarter = __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
+  const auto half = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                    __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  const auto quarter =
+      __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
 #elif defined(__AVX2__)
   const auto quarter = __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
 #else
@@ -227,7 +230,7 @@ DF_INLINE Vec swap_pairs(Vec v) {
 #endif
 }
 
-// ---- 16-bit floats -------------------------------------------------------------------------------------------------
+// ---- 16-bit floats ---------------------------------------------------------------------------------------
 DF_INLINE Vec widen_bf16(HalfVec v) {
   return reinterpret_cast<Vec>(__builtin_convertvector(v, UintVec) << 16);
 }
@@ -250,7 +253,8 @@ DF_INLINE Vec widen_f16(HalfVec v) {
   const UintVec bits = __builtin_convertvector(v, UintVec);
   const UintVec magnitude = (bits & 0x7fffu) << 13;
   const UintVec finite = reinterpret_cast<UintVec>(reinterpret_cast<Vec>(magnitude) * 0x1p112f);
-  return reinterpret_cast<Vec>((((bits & 0x7c00u) == 0x7c00u) ? (magnitude | 0x7f800000u) : finite) | ((bits & 0x8000u) << 16));
+  return reinterpret_cast<Vec>((((bits & 0x7c00u) == 0x7c00u) ? (magnitude | 0x7f800000u) : finite) |
+                               ((bits & 0x8000u) << 16));
 #endif
 }
 /// To nearest even; overflow becomes infinity.
@@ -274,7 +278,8 @@ DF_INLINE HalfVec narrow_f16(Vec v) {
 #endif
 }
 
-// What for_vectors hands to its body: get(p) reads and put(p, v) writes the current vector of the row that starts at p.
+// What for_vectors hands to its body: get(p) reads and put(p, v) writes the current vector of the row that
+// starts at p.
 struct WholeGet {
   int64_t i;
   DF_INLINE Vec operator()(const float* row) const { return load(row + i); }
@@ -292,8 +297,11 @@ struct TailPut {
   DF_INLINE void operator()(float* row, Vec v) const { store_tail(row + i, v, count); }
 };
 
-/// Asks for the element `ahead` further on, for kernels that pause between passes over a row while memory could work.
-DF_INLINE void prefetch(const WholeGet& get, const float* row, int64_t ahead) { __builtin_prefetch(row + get.i + ahead); }
+/// Asks for the element `ahead` further on, for kernels that pause between passes over a row while memory
+/// could work.
+DF_INLINE void prefetch(const WholeGet& get, const float* row, int64_t ahead) {
+  __builtin_prefetch(row + get.i + ahead);
+}
 DF_INLINE void prefetch(const TailGet&, const float*, int64_t) {}
 
 /// body(get, put) for every vector of a row of n: full ones, then the tail through the same body.

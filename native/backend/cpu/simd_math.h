@@ -1,6 +1,6 @@
-// Elementary functions of vectors in f32. Errors in units of the last place: exp, log, tanh, sigmoid 2; the gelu family 4.
-// Infinities, NaN and overflow give what IEEE arithmetic would. Polynomials were fitted for least greatest relative error
-// (weighted least squares, Lawson's iteration) with the ranges stated at each.
+// Elementary functions of vectors in f32. Errors in units of the last place: exp, log, tanh, sigmoid 2; the
+// gelu family 4. Infinities, NaN and overflow give what IEEE arithmetic would. Polynomials were fitted for
+// least greatest relative error (weighted least squares, Lawson's iteration) with the ranges stated at each.
 #pragma once
 #include "backend/cpu/simd.h"
 
@@ -15,7 +15,9 @@ DF_INLINE Vec horner(Vec x, const float (&coefficients)[N]) {
 }
 
 /// 2^n for -126 <= n <= 127 (anything for other n).
-DF_INLINE Vec power_of_two(IntVec n) { return reinterpret_cast<Vec>((reinterpret_cast<UintVec>(n) + 127u) << 23); }
+DF_INLINE Vec power_of_two(IntVec n) {
+  return reinterpret_cast<Vec>((reinterpret_cast<UintVec>(n) + 127u) << 23);
+}
 
 /// v * 2^n, n integral within [-252, 252]; rounds once when the result is subnormal.
 DF_INLINE Vec scale_by_power(Vec v, Vec n, IntVec n_int) {
@@ -34,7 +36,8 @@ constexpr float kRounder = 0x1.8p23f;  // adding it rounds to an integer, which 
 /// 2^(high + low) for |high| <= 250.
 DF_INLINE Vec exp2_with_tail(Vec high, Vec low) {
   // 2^r = 1 + r p(r) for |r| <= 1/2
-  static const float kFactor[] = {0x1.62e430p-1f, 0x1.ebfbdcp-3f, 0x1.c6aed8p-5f, 0x1.3b2d68p-7f, 0x1.5f4706p-10f, 0x1.41f61ep-13f};
+  static const float kFactor[] = {0x1.62e430p-1f, 0x1.ebfbdcp-3f,  0x1.c6aed8p-5f,
+                                  0x1.3b2d68p-7f, 0x1.5f4706p-10f, 0x1.41f61ep-13f};
   const Vec shifted = high + kRounder;
   const Vec n = shifted - kRounder;
   const Vec r = (high - n) + low;
@@ -45,7 +48,8 @@ DF_INLINE Vec exp2_with_tail(Vec high, Vec low) {
 /// exp(x + low), low being the part of the argument that did not fit in x.
 DF_INLINE Vec exp_with_tail(Vec x, Vec low) {
   constexpr float kLog2e = 1.44269504f, kLn2High = 0x1.62e400p-1f, kLn2Low = 0x1.7f7d1cp-20f;
-  static const float kTail[] = {0x1.fffffcp-2f, 0x1.55548ap-3f, 0x1.555916p-5f, 0x1.123fc6p-7f, 0x1.6a1a6ep-10f};
+  static const float kTail[] = {0x1.fffffcp-2f, 0x1.55548ap-3f, 0x1.555916p-5f, 0x1.123fc6p-7f,
+                                0x1.6a1a6ep-10f};
   x = at_most(at_least(x, splat(-104.0f)), splat(89.0f));
   const Vec shifted = fma(x, splat(kLog2e), splat(kRounder));
   const IntVec n_int = reinterpret_cast<IntVec>(unsigned_bits(shifted) - unsigned_bits(splat(kRounder)));
@@ -87,11 +91,13 @@ DF_INLINE Vec sigmoid(Vec x) {
 DF_INLINE Vec silu(Vec x) { return x / (exp(-x) + 1.0f); }
 
 DF_INLINE Vec tanh(Vec x) {
-  static const float kTail[] = {-0x1.555532p-2f, 0x1.110726p-3f, -0x1.b83c58p-5f, 0x1.522692p-6f, -0x1.75e1a8p-8f};
+  static const float kTail[] = {-0x1.555532p-2f, 0x1.110726p-3f, -0x1.b83c58p-5f, 0x1.522692p-6f,
+                                -0x1.75e1a8p-8f};
   const Vec magnitude = abs(x);
   const Vec square = x * x;
   const Vec small = fma(magnitude * square, horner(square, kTail), magnitude);  // |x| <= 0.625
-  const Vec large = 1.0f - 2.0f / (exp2_with_tail(at_most(magnitude, splat(10.0f)) * 0x1.715476p+1f, zero()) + 1.0f);
+  const Vec large =
+      1.0f - 2.0f / (exp2_with_tail(at_most(magnitude, splat(10.0f)) * 0x1.715476p+1f, zero()) + 1.0f);
   const Vec y = select(magnitude < 0.625f, small, large);
   return from_bits(bits_of(y) | (bits_of(x) & static_cast<std::int32_t>(0x80000000u)));
 }
@@ -108,11 +114,12 @@ DF_INLINE Vec exp_minus_half_square(Vec x) {
   const Vec square = x * x;
   return exp_with_tail(-0.5f * square, -0.5f * product_error(x, x, square));
 }
-/// q of: upper tail of the normal distribution at m = exp(-m^2/2) q(u) / (m + 4), u = m / (m + 4). Nearly flat; fitted in
-/// 2u - 1 for m in [0, 14.5].
+/// q of: upper tail of the normal distribution at m = exp(-m^2/2) q(u) / (m + 4), u = m / (m + 4). Nearly
+/// flat; fitted in 2u - 1 for m in [0, 14.5].
 DF_INLINE Vec normal_tail_factor(Vec u) {
-  static const float kFactor[] = {0x1.82b4bcp-1f,  -0x1.373e38p-1f, 0x1.8c6d9ep-2f,  -0x1.7e0000p-3f, 0x1.eed404p-5f,
-                                  -0x1.ed2d18p-8f, -0x1.cc65b6p-9f, 0x1.9b8bc6p-10f, 0x1.782108p-13f, -0x1.14c460p-13f};
+  static const float kFactor[] = {0x1.82b4bcp-1f,  -0x1.373e38p-1f, 0x1.8c6d9ep-2f,  -0x1.7e0000p-3f,
+                                  0x1.eed404p-5f,  -0x1.ed2d18p-8f, -0x1.cc65b6p-9f, 0x1.9b8bc6p-10f,
+                                  0x1.782108p-13f, -0x1.14c460p-13f};
   return horner(2.0f * u - 1.0f, kFactor);
 }
 DF_INLINE Vec bounded_magnitude(Vec x) { return at_most(abs(x), splat(16.0f)); }

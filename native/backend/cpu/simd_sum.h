@@ -1,5 +1,5 @@
-// Sums over rows, in one fixed order: blocks of fixed length in f32 over several vectors of partial sums, the blocks' sums in f64.
-// So the error stays near one unit of f32 for rows of any length.
+// Sums over rows, in one fixed order: blocks of fixed length in f32 over several vectors of partial sums, the
+// blocks' sums in f64. So the error stays near one unit of f32 for rows of any length.
 #pragma once
 #include "backend/cpu/simd.h"
 
@@ -49,7 +49,8 @@ DF_INLINE void sum_terms(int64_t n, const Term& term, double (&totals)[N]) {
 template <class Term>
 DF_INLINE double sum_one(int64_t n, const Term& term) {
   double total[1];
-  sum_terms(n, [&](auto get) { return Terms<1>{{term(get)}}; }, total);
+  sum_terms(
+      n, [&](auto get) { return Terms<1>{{term(get)}}; }, total);
   return total[0];
 }
 

@@ -34,7 +34,8 @@ void CpuBackend::softmax_backward(const Tensor& dx, const Tensor& y, const Tenso
   const float *const y_base = probability.data<float>(), *const dy_base = gradient.data<float>();
   for_ranges(threads_, walk.total, n, [&](std::int64_t begin, std::int64_t end, int) {
     for_runs(walk, begin, end, [&](const std::array<std::int64_t, 3>& at, std::int64_t rows) {
-      rows_.reduce->softmax_backward({out + at[0], walk.inner_stride(0)}, {y_base + at[1], walk.inner_stride(1)},
+      rows_.reduce->softmax_backward({out + at[0], walk.inner_stride(0)},
+                                     {y_base + at[1], walk.inner_stride(1)},
                                      {dy_base + at[2], walk.inner_stride(2)}, rows, n);
     });
   });

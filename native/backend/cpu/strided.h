@@ -15,8 +15,8 @@ constexpr std::int64_t kInlineWork = 32768;
 /// Elements of one task.
 constexpr std::int64_t kTaskWork = 16384;
 
-/// body(begin, end, worker) over 0 .. items, each item costing about `work` elements. For bodies whose results do not depend on
-/// where the cuts are.
+/// body(begin, end, worker) over 0 .. items, each item costing about `work` elements. For bodies whose
+/// results do not depend on where the cuts are.
 template <class Body>
 void for_ranges(ThreadPool& threads, std::int64_t items, std::int64_t work, const Body& body) {
   if (items <= 0) return;
@@ -28,7 +28,8 @@ void for_ranges(ThreadPool& threads, std::int64_t items, std::int64_t work, cons
   });
 }
 
-/// body(task, worker) for each of a fixed set of tasks, on the calling thread when `work` elements in all are few.
+/// body(task, worker) for each of a fixed set of tasks, on the calling thread when `work` elements in all are
+/// few.
 template <class Body>
 void for_tasks(ThreadPool& threads, std::int64_t tasks, std::int64_t work, const Body& body) {
   if (threads.threads() == 1 || tasks <= 1 || work <= kInlineWork) {
@@ -38,8 +39,8 @@ void for_tasks(ThreadPool& threads, std::int64_t tasks, std::int64_t work, const
   }
 }
 
-/// The axes of N tensors of one shape, outermost first, with axes merged that lie in memory as one in all of them. Always at least
-/// one axis.
+/// The axes of N tensors of one shape, outermost first, with axes merged that lie in memory as one in all of
+/// them. Always at least one axis.
 template <int N>
 struct Walk {
   int rank = 0;
@@ -62,7 +63,8 @@ struct Walk {
     for (std::size_t k = 0; k < N; ++k) stride[k][at] = steps[k];
   }
 
-  /// Moves axes of larger stride outwards, the first tensor deciding, the next ones breaking ties. The order of visits changes.
+  /// Moves axes of larger stride outwards, the first tensor deciding, the next ones breaking ties. The order
+  /// of visits changes.
   void sort_by_stride() {
     for (int i = 1; i < rank; ++i) {
       for (int j = i; j > 0 && outranks(j, j - 1); --j) swap_axes(j, j - 1);
@@ -90,7 +92,8 @@ struct Walk {
  private:
   bool outranks(int axis, int other) const {
     for (std::size_t k = 0; k < N; ++k) {
-      const std::int64_t mine = stride[k][static_cast<std::size_t>(axis)], its = stride[k][static_cast<std::size_t>(other)];
+      const std::int64_t mine = stride[k][static_cast<std::size_t>(axis)],
+                         its = stride[k][static_cast<std::size_t>(other)];
       if (mine != its) return mine > its;
     }
     return false;
@@ -143,7 +146,8 @@ Walk<N> walk_rows(const std::array<const Tensor*, N>& tensors) {
   return walk_axes<N>(tensors, tensors[0]->rank() - 1, false);
 }
 
-/// body(offsets, count): items begin .. end as runs along the innermost axis; offsets in elements of each tensor.
+/// body(offsets, count): items begin .. end as runs along the innermost axis; offsets in elements of each
+/// tensor.
 template <int N, class Body>
 void for_runs(const Walk<N>& walk, std::int64_t begin, std::int64_t end, const Body& body) {
   if (begin >= end) return;
@@ -193,11 +197,11 @@ void scatter_run(T* to, std::int64_t stride, const T* from, std::int64_t count) 
   for (std::int64_t i = 0; i < count; ++i) to[i * stride] = from[i];
 }
 
-/// kernel(at, n) on dense runs of f32 tensors, the first being written. Runs that are strided pass through a small dense copy;
-/// operands whose bit is set in `scalars` may be handed over with step 0.
+/// kernel(at, n) on dense runs of f32 tensors, the first being written. Runs that are strided pass through a
+/// small dense copy; operands whose bit is set in `scalars` may be handed over with step 0.
 template <int N, class Kernel>
-void run_elementwise(ThreadPool& threads, const Walk<N>& walk, unsigned scalars, const std::array<const Tensor*, N>& tensors,
-                     const Kernel& kernel) {
+void run_elementwise(ThreadPool& threads, const Walk<N>& walk, unsigned scalars,
+                     const std::array<const Tensor*, N>& tensors, const Kernel& kernel) {
   constexpr std::int64_t kPiece = 256;
   std::array<float*, N> base;
   std::array<bool, N> staged;

@@ -24,16 +24,18 @@ AdamWStep step_numbers(const AdamWArgs& args) {
 
 }  // namespace
 
-void CpuBackend::adamw(const Tensor& parameter, const Tensor& master, const Tensor& m, const Tensor& v, const Tensor& gradient,
-                       const AdamWArgs& args) {
+void CpuBackend::adamw(const Tensor& parameter, const Tensor& master, const Tensor& m, const Tensor& v,
+                       const Tensor& gradient, const AdamWArgs& args) {
   const AdamWStep step = step_numbers(args);
   const auto kernel = rows_.convert->adamw[static_cast<std::size_t>(parameter.dtype())];
   const auto element = static_cast<std::int64_t>(size_of(parameter.dtype()));
   char* const to = parameter.data<char>();
-  float *const masters = master.data<float>(), *const first = m.data<float>(), *const second = v.data<float>();
+  float *const masters = master.data<float>(), *const first = m.data<float>(),
+               *const second = v.data<float>();
   const float* const g = gradient.data<float>();
   for_ranges(threads_, master.numel(), 1, [&](std::int64_t begin, std::int64_t end, int) {
-    kernel(to + begin * element, masters + begin, first + begin, second + begin, g + begin, end - begin, step);
+    kernel(to + begin * element, masters + begin, first + begin, second + begin, g + begin, end - begin,
+           step);
   });
 }
 

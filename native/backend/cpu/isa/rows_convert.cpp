@@ -5,7 +5,7 @@
 namespace danceflux::cpu::DANCEFLUX_ISA_NAMESPACE {
 namespace {
 
-// ---- conversions: every type has a way to and from a vector of f32 ---------------------------------------------------
+// ---- conversions: every type has a way to and from a vector of f32 ---------------------------------------
 struct F32 {
   using Element = float;
   DF_INLINE static Vec get(const float* p) { return load(p); }
@@ -55,9 +55,10 @@ void copy_row(void* out, const void* x, int64_t n) {
   __builtin_memcpy(out, x, static_cast<std::size_t>(n) * sizeof(typename Type::Element));
 }
 
-// ---- transposes ------------------------------------------------------------------------------------------------------
+// ---- transposes ------------------------------------------------------------------------------------------
 template <class T>
-DF_INLINE void transpose_plain(T* out, int64_t out_step, const T* x, int64_t x_step, int64_t rows, int64_t columns) {
+DF_INLINE void transpose_plain(T* out, int64_t out_step, const T* x, int64_t x_step, int64_t rows,
+                               int64_t columns) {
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = 0; j < columns; ++j) out[i * out_step + j] = x[j * x_step + i];
   }
@@ -68,9 +69,12 @@ typedef std::uint32_t Quad __attribute__((vector_size(16)));
 DF_INLINE void transpose_4x4(std::uint32_t* out, int64_t out_step, const std::uint32_t* x, int64_t x_step) {
   const Quad a = load_as<Quad>(x), b = load_as<Quad>(x + x_step), c = load_as<Quad>(x + 2 * x_step),
              d = load_as<Quad>(x + 3 * x_step);
-  const Quad ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-  const Quad cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-  const Quad rows[4] = {__builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5), __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7),
+  const Quad ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5),
+             ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const Quad cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5),
+             cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  const Quad rows[4] = {__builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5),
+                        __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7),
                         __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5),
                         __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7)};
   for (int i = 0; i < 4; ++i) __builtin_memcpy(out + i * out_step, &rows[i], sizeof(Quad));
@@ -78,16 +82,20 @@ DF_INLINE void transpose_4x4(std::uint32_t* out, int64_t out_step, const std::ui
 
 constexpr int64_t kTile = 16;  // of 4-byte elements: a cache line, read whole from x and written whole to out
 
-/// Through a small buffer, since lines of out that lie a power of two apart would push each other out of the first cache.
+/// Through a small buffer, since lines of out that lie a power of two apart would push each other out of the
+/// first cache.
 DF_INLINE void transpose_tile(std::uint32_t* out, int64_t out_step, const std::uint32_t* x, int64_t x_step) {
   alignas(64) std::uint32_t tile[kTile * kTile];
   for (int64_t j = 0; j < kTile; j += 4) {
-    for (int64_t i = 0; i < kTile; i += 4) transpose_4x4(tile + i * kTile + j, kTile, x + j * x_step + i, x_step);
+    for (int64_t i = 0; i < kTile; i += 4)
+      transpose_4x4(tile + i * kTile + j, kTile, x + j * x_step + i, x_step);
   }
-  for (int64_t i = 0; i < kTile; ++i) __builtin_memcpy(out + i * out_step, tile + i * kTile, sizeof(std::uint32_t) * kTile);
+  for (int64_t i = 0; i < kTile; ++i)
+    __builtin_memcpy(out + i * out_step, tile + i * kTile, sizeof(std::uint32_t) * kTile);
 }
 
-void transpose_words(void* out, int64_t out_step, const void* x, int64_t x_step, int64_t rows, int64_t columns) {
+void transpose_words(void* out, int64_t out_step, const void* x, int64_t x_step, int64_t rows,
+                     int64_t columns) {
   auto* to = static_cast<std::uint32_t*>(out);
   const auto* from = static_cast<const std::uint32_t*>(x);
   const int64_t whole_rows = rows / kTile * kTile, whole_columns = columns / kTile * kTile;
@@ -97,8 +105,10 @@ void transpose_words(void* out, int64_t out_step, const void* x, int64_t x_step,
       transpose_tile(to + i * out_step + j, out_step, from + j * x_step + i, x_step);
     }
   }
-  transpose_plain(to + whole_columns, out_step, from + whole_columns * x_step, x_step, whole_rows, columns - whole_columns);
-  transpose_plain(to + whole_rows * out_step, out_step, from + whole_rows, x_step, rows - whole_rows, columns);
+  transpose_plain(to + whole_columns, out_step, from + whole_columns * x_step, x_step, whole_rows,
+                  columns - whole_columns);
+  transpose_plain(to + whole_rows * out_step, out_step, from + whole_rows, x_step, rows - whole_rows,
+                  columns);
 }
 
 /// Tiles whose rows and columns both fit in the first cache.
@@ -110,16 +120,18 @@ void transpose(void* out, int64_t out_step, const void* x, int64_t x_step, int64
     const int64_t tile_rows = rows - i < kTile ? rows - i : kTile;
     for (int64_t j = 0; j < columns; j += kTile) {
       const int64_t tile_columns = columns - j < kTile ? columns - j : kTile;
-      transpose_plain(to + i * out_step + j, out_step, from + j * x_step + i, x_step, tile_rows, tile_columns);
+      transpose_plain(to + i * out_step + j, out_step, from + j * x_step + i, x_step, tile_rows,
+                      tile_columns);
     }
   }
 }
 
-// ---- AdamW -----------------------------------------------------------------------------------------------------------
-// Products and sums are rounded one by one, in PyTorch's order: decay, first moment (a step towards the gradient), second moment,
-// denominator, step.
+// ---- AdamW -----------------------------------------------------------------------------------------------
+// Products and sums are rounded one by one, in PyTorch's order: decay, first moment (a step towards the
+// gradient), second moment, denominator, step.
 template <class Type>
-void adamw(void* parameter, float* master, float* m, float* v, const float* gradient, int64_t n, const AdamWStep& step) {
+void adamw(void* parameter, float* master, float* m, float* v, const float* gradient, int64_t n,
+           const AdamWStep& step) {
   auto* to = static_cast<typename Type::Element*>(parameter);
   const bool separate = parameter != static_cast<void*>(master);
   int64_t i = 0;
@@ -141,7 +153,8 @@ void adamw(void* parameter, float* master, float* m, float* v, const float* grad
   }
   if (i < n) {
     update([i, n](const float* p) { return load_tail(p + i, n - i); },
-           [i, n](float* p, Vec x) { store_tail(p + i, x, n - i); }, [&](Vec x) { Type::put_tail(to + i, x, n - i); });
+           [i, n](float* p, Vec x) { store_tail(p + i, x, n - i); },
+           [&](Vec x) { Type::put_tail(to + i, x, n - i); });
   }
 }
 

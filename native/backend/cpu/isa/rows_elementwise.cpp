@@ -5,7 +5,7 @@
 namespace danceflux::cpu::DANCEFLUX_ISA_NAMESPACE {
 namespace {
 
-// ---- unary: f(x) and df(x, dy); a and b are the op's parameters -----------------------------------------------------
+// ---- unary: f(x) and df(x, dy); a and b are the op's parameters ------------------------------------------
 struct affine {
   static Vec f(Vec x, Vec a, Vec b) { return a * x + b; }
   static Vec df(Vec, Vec dy, Vec a, Vec) { return a * dy; }
@@ -53,9 +53,9 @@ struct sigmoid_op {
   }
 };
 
-// The gated ones are x / (1 + e), e = exp(-z(x)); their derivative is s (1 + x z' c), s = 1 / (1 + e), c = e s. The argument of e is
-// bounded so that e s is never infinity times zero. Where z is a product it is kept in two numbers, and in units of log 2: the tail
-// of e multiplies an error of z by z.
+// The gated ones are x / (1 + e), e = exp(-z(x)); their derivative is s (1 + x z' c), s = 1 / (1 + e), c = e
+// s. The argument of e is bounded so that e s is never infinity times zero. Where z is a product it is kept
+// in two numbers, and in units of log 2: the tail of e multiplies an error of z by z.
 DF_INLINE Vec gated_slope(Vec x, Vec e, Vec dz) {
   const Vec s = 1.0f / (e + 1.0f);
   return s * fma(x * dz, e * s, splat(1.0f));
@@ -70,7 +70,8 @@ struct silu_op {
 };
 struct gelu_tanh {
   // 0.5 (1 + tanh(u)) = sigmoid(2u), and 2u / log 2 = x (k1 + k3 x^2)
-  static constexpr float kOne = 0x1.26aec2p+1f, kOneLow = 0x1.bce75ap-27f, kThree = 0x1.a5a7d0p-4f, kThreeLow = -0x1.151aaep-29f;
+  static constexpr float kOne = 0x1.26aec2p+1f, kOneLow = 0x1.bce75ap-27f, kThree = 0x1.a5a7d0p-4f,
+                         kThreeLow = -0x1.151aaep-29f;
   static constexpr float kSlopeOne = 0x1.988454p+0f, kSlopeThree = 0x1.b6676cp-3f;  // of 2u
   /// exp(-2u) for |x| <= 12.5
   DF_INLINE static Vec exponential(Vec x) {
@@ -78,7 +79,8 @@ struct gelu_tanh {
     const Vec larger = at_least(cubic, splat(kOne)), smaller = at_most(cubic, splat(kOne));
     const Vec slope = larger + smaller;
     const Vec lost = (smaller - (slope - larger)) + product_error(square, splat(kThree), cubic);
-    const Vec slope_low = fma(product_error(x, x, square), splat(kThree), lost) + fma(square, splat(kThreeLow), splat(kOneLow));
+    const Vec slope_low =
+        fma(product_error(x, x, square), splat(kThree), lost) + fma(square, splat(kThreeLow), splat(kOneLow));
     const Vec z = x * slope;
     return exp2_with_tail(-z, -fma(x, slope_low, product_error(x, slope, z)));
   }
@@ -124,7 +126,7 @@ using tanh = tanh_op;
 using sigmoid = sigmoid_op;
 using silu = silu_op;
 
-// ---- binary ----------------------------------------------------------------------------------------------------------
+// ---- binary ----------------------------------------------------------------------------------------------
 struct add {
   DF_INLINE static Vec f(Vec a, Vec b, Vec b_scale) { return a + b_scale * b; }
 };
@@ -166,7 +168,8 @@ void binary_row(float* out, const float* a, const float* b, int64_t n, float b_s
 void gated_add(float* out, const float* x, const float* gate, const float* y, int64_t n) {
   for_vectors(n, [&](auto get, auto put) { put(out, get(x) + get(gate) * get(y)); });
 }
-void gated_add_backward(float* dgate, Rows dy, ConstRows dout, const float* gate, ConstRows y, int64_t rows, int64_t n) {
+void gated_add_backward(float* dgate, Rows dy, ConstRows dout, const float* gate, ConstRows y, int64_t rows,
+                        int64_t n) {
   for (int64_t row = 0; row < rows; ++row) {
     const float *dout_row = dout.base + row * dout.step, *y_row = y.base + row * y.step;
     float* dy_row = dy.base + row * dy.step;
@@ -186,7 +189,8 @@ void fill(float* out, float value, int64_t n) {
 
 #define DF_UNARY(op) unary_row<ops::op>,
 #define DF_UNARY_BACKWARD(op) unary_backward_row<ops::op>,
-#define DF_BINARY(op) {binary_row<ops::op, kBothRows>, binary_row<ops::op, kScalarB>, binary_row<ops::op, kScalarA>},
+#define DF_BINARY(op) \
+  {binary_row<ops::op, kBothRows>, binary_row<ops::op, kScalarB>, binary_row<ops::op, kScalarA>},
 const ElementwiseRows elementwise_rows{{DANCEFLUX_UNARY_OPS(DF_UNARY)},
                                        {DANCEFLUX_UNARY_OPS(DF_UNARY_BACKWARD)},
                                        {DANCEFLUX_BINARY_OPS(DF_BINARY)},

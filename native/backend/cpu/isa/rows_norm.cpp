@@ -27,7 +27,8 @@ Moments moments(const float* x, int64_t n) {
   for (int64_t done = kMomentBlock; done < n; done += kMomentBlock) {
     const int64_t count = n - done < kMomentBlock ? n - done : kMomentBlock;
     const Moments next = block_moments(x + done, count);
-    const double delta = next.mean - all.mean, share = static_cast<double>(count) / static_cast<double>(done + count);
+    const double delta = next.mean - all.mean,
+                 share = static_cast<double>(count) / static_cast<double>(done + count);
     all.mean += delta * share;
     all.squares += next.squares + delta * delta * share * static_cast<double>(done);
   }
@@ -39,7 +40,8 @@ DF_INLINE float reciprocal_root(double variance, float eps) {
   return 1.0f / __builtin_sqrtf(static_cast<float>(inside + static_cast<double>(eps)));
 }
 
-void layer(Rows out, float* mean, float* rstd, ConstRows x, int64_t rows, int64_t n, const float* weight, const float* bias, float eps) {
+void layer(Rows out, float* mean, float* rstd, ConstRows x, int64_t rows, int64_t n, const float* weight,
+           const float* bias, float eps) {
   for_groups(rows, group_size(n), [&](int64_t first, int64_t count) {
     for (int64_t row = first; row < first + count; ++row) {
       const Moments all = moments(x.base + row * x.step, n);
@@ -60,7 +62,8 @@ void layer(Rows out, float* mean, float* rstd, ConstRows x, int64_t rows, int64_
   });
 }
 
-void rms(Rows out, float* rstd, ConstRows x, int64_t rows, int64_t n, const float* weight, const float* bias, float eps) {
+void rms(Rows out, float* rstd, ConstRows x, int64_t rows, int64_t n, const float* weight, const float* bias,
+         float eps) {
   for_groups(rows, group_size(n), [&](int64_t first, int64_t count) {
     for (int64_t row = first; row < first + count; ++row) {
       const float* from = x.base + row * x.step;
@@ -88,20 +91,24 @@ void rms(Rows out, float* rstd, ConstRows x, int64_t rows, int64_t n, const floa
 struct SlopeMeans {
   float g, g_x;
 };
-DF_INLINE SlopeMeans slope_means(const float* dy, const float* x, int64_t n, float mean, float rstd, const float* weight, bool rms) {
+DF_INLINE SlopeMeans slope_means(const float* dy, const float* x, int64_t n, float mean, float rstd,
+                                 const float* weight, bool rms) {
   double totals[2];
-  sum_terms(n, [=](auto get) {
-    Vec g = get(dy);
-    if (weight) g = g * get(weight);
-    return Terms<2>{{g, g * ((get(x) - mean) * rstd)}};
-  }, totals);
+  sum_terms(
+      n,
+      [=](auto get) {
+        Vec g = get(dy);
+        if (weight) g = g * get(weight);
+        return Terms<2>{{g, g * ((get(x) - mean) * rstd)}};
+      },
+      totals);
   const double scale = 1.0 / static_cast<double>(n);
   return {rms ? 0.0f : static_cast<float>(totals[0] * scale), static_cast<float>(totals[1] * scale)};
 }
 
 /// The share of a group of rows in dweight and dbias: sums over the rows stay in registers.
-DF_INLINE void add_parameter_slopes(float* dweight, float* dbias, ConstRows dy, ConstRows x, int64_t first, int64_t count, int64_t n,
-                                    const float* mean, const float* rstd) {
+DF_INLINE void add_parameter_slopes(float* dweight, float* dbias, ConstRows dy, ConstRows x, int64_t first,
+                                    int64_t count, int64_t n, const float* mean, const float* rstd) {
   for_vectors(n, [&](auto get, auto put) {
     Vec weight_sum = zero(), bias_sum = zero();
     for (int64_t row = first; row < first + count; ++row) {
@@ -115,11 +122,12 @@ DF_INLINE void add_parameter_slopes(float* dweight, float* dbias, ConstRows dy, 
   });
 }
 
-void backward(Rows dx, float* dweight, float* dbias, ConstRows dy, ConstRows x, int64_t rows, int64_t n, const float* mean,
-              const float* rstd, const float* weight) {
+void backward(Rows dx, float* dweight, float* dbias, ConstRows dy, ConstRows x, int64_t rows, int64_t n,
+              const float* mean, const float* rstd, const float* weight) {
   const bool is_rms = mean == nullptr;
   for_groups(rows, 4, [&](int64_t first, int64_t count) {
-    if (dweight || dbias) add_parameter_slopes(dweight, dbias, dy, x, first, count, n, mean, rstd);  // before dx, which may be dy
+    if (dweight || dbias)
+      add_parameter_slopes(dweight, dbias, dy, x, first, count, n, mean, rstd);  // before dx, which may be dy
     for (int64_t row = first; row < first + count; ++row) {
       const float *d = dy.base + row * dy.step, *from = x.base + row * x.step;
       float* to = dx.base + row * dx.step;
@@ -136,7 +144,8 @@ void backward(Rows dx, float* dweight, float* dbias, ConstRows dy, ConstRows x, 
   });
 }
 
-void channel(float* out, const float* x, int64_t n, float mean, float rstd, float weight, float bias, bool with_silu) {
+void channel(float* out, const float* x, int64_t n, float mean, float rstd, float weight, float bias,
+             bool with_silu) {
   if (with_silu) {
     for_vectors(n, [&](auto get, auto put) { put(out, silu((get(x) - mean) * rstd * weight + bias)); });
   } else {
@@ -144,18 +153,22 @@ void channel(float* out, const float* x, int64_t n, float mean, float rstd, floa
   }
 }
 
-void channel_sums(double* dy_sum, double* dy_x_sum, const float* dy, const float* x, int64_t n, float mean, float rstd) {
+void channel_sums(double* dy_sum, double* dy_x_sum, const float* dy, const float* x, int64_t n, float mean,
+                  float rstd) {
   double totals[2];
-  sum_terms(n, [=](auto get) {
-    const Vec d = get(dy);
-    return Terms<2>{{d, d * ((get(x) - mean) * rstd)}};
-  }, totals);
+  sum_terms(
+      n,
+      [=](auto get) {
+        const Vec d = get(dy);
+        return Terms<2>{{d, d * ((get(x) - mean) * rstd)}};
+      },
+      totals);
   *dy_sum = totals[0];
   *dy_x_sum = totals[1];
 }
 
-void channel_backward(float* dx, const float* dy, const float* x, int64_t n, float mean, float rstd, float weight,
-                      float dy_mean, float dy_x_mean) {
+void channel_backward(float* dx, const float* dy, const float* x, int64_t n, float mean, float rstd,
+                      float weight, float dy_mean, float dy_x_mean) {
   for_vectors(n, [&](auto get, auto put) {
     const Vec normal = (get(x) - mean) * rstd;
     put(dx, ((get(dy) * weight - dy_mean) - normal * dy_x_mean) * rstd);

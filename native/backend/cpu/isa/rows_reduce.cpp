@@ -49,7 +49,8 @@ struct SquaresFold {
   DF_INLINE static Vec join(Vec all, Vec squares) { return all + squares; }
 };
 
-/// Row by row, so that memory is read in long stretches; four rows at a time, so that the sums are touched less often.
+/// Row by row, so that memory is read in long stretches; four rows at a time, so that the sums are touched
+/// less often.
 template <class Fold>
 void fold_columns(float* out, const float* x, int64_t x_step, int64_t rows, int64_t n) {
   const auto four = [x_step](auto get, const float* at) {

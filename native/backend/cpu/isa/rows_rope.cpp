@@ -26,7 +26,8 @@ struct Angles {
 };
 
 /// Widths past Angles go piece by piece.
-void rope(Rows out, ConstRows x, int64_t heads, int64_t width, const float* cos, const float* sin, bool inverse) {
+void rope(Rows out, ConstRows x, int64_t heads, int64_t width, const float* cos, const float* sin,
+          bool inverse) {
   Angles angles;
   for (int64_t begin = 0; begin < width; begin += kMaxHeadWidth) {
     const int64_t count = width - begin < kMaxHeadWidth ? width - begin : kMaxHeadWidth;
@@ -39,8 +40,8 @@ void rope(Rows out, ConstRows x, int64_t heads, int64_t width, const float* cos,
   }
 }
 
-void qk_norm_rope(Rows out, float* rstd, ConstRows x, int64_t heads, int64_t width, const float* weight, const float* cos,
-                  const float* sin, float eps) {
+void qk_norm_rope(Rows out, float* rstd, ConstRows x, int64_t heads, int64_t width, const float* weight,
+                  const float* cos, const float* sin, float eps) {
   Angles angles;
   angles.spread(cos, sin, width, false);
   for_groups(heads, group_size(width), [&](int64_t first, int64_t count) {
@@ -64,8 +65,9 @@ void qk_norm_rope(Rows out, float* rstd, ConstRows x, int64_t heads, int64_t wid
   });
 }
 
-void qk_norm_rope_backward(Rows dx, float* dweight, ConstRows dout, ConstRows x, const float* rstd, int64_t heads, int64_t width,
-                           const float* weight, const float* cos, const float* sin) {
+void qk_norm_rope_backward(Rows dx, float* dweight, ConstRows dout, ConstRows x, const float* rstd,
+                           int64_t heads, int64_t width, const float* weight, const float* cos,
+                           const float* sin) {
   Angles angles;
   angles.spread(cos, sin, width, true);
   // This token's share of dweight: a short sum of its own keeps the long one accurate.
@@ -74,12 +76,15 @@ void qk_norm_rope_backward(Rows dx, float* dweight, ConstRows dout, ConstRows x,
   for_groups(heads, group_size(width), [&](int64_t first, int64_t count) {
     float means[kMaxGroup];
     for (int64_t i = 0; i < count; ++i) {
-      const float *d = dout.base + (first + i) * dout.step, *from = x.base + (first + i) * x.step, scale = rstd[first + i];
-      const double dot = sum_one(width, [&](auto get) { return angles.turn(get(d), get) * get(weight) * (get(from) * scale); });
+      const float *d = dout.base + (first + i) * dout.step, *from = x.base + (first + i) * x.step,
+                  scale = rstd[first + i];
+      const double dot = sum_one(
+          width, [&](auto get) { return angles.turn(get(d), get) * get(weight) * (get(from) * scale); });
       means[i] = static_cast<float>(dot / static_cast<double>(width));
     }
     for (int64_t i = 0; i < count; ++i) {
-      const float *d = dout.base + (first + i) * dout.step, *from = x.base + (first + i) * x.step, scale = rstd[first + i];
+      const float *d = dout.base + (first + i) * dout.step, *from = x.base + (first + i) * x.step,
+                  scale = rstd[first + i];
       float* to = dx.base + (first + i) * dx.step;
       for_vectors(width, [&](auto get, auto put) {
         prefetch(get, d, count * dout.step);
