@@ -53,7 +53,7 @@ void attention_gradient(const AttentionSaved& saved, Gradients& gradients) {
       return;
     }
   }
-  const auto compose = [&args](std::span<const Tensor> in) {
+  const auto compose = [&args = saved.args](std::span<const Tensor> in) {
     return composed::attention(in[0], in[1], in[2], in[3], args);
   };
   composition_gradient(compose, {q, k, v, bias}, gradients);
