@@ -7,7 +7,7 @@ import { chart, niceTicks, thinned } from "../lib/report/chart.js";
 import { runningMean } from "../lib/report/charts.js";
 import { bytes, change, duration, escaped, shortNumber } from "../lib/report/html.js";
 import { writeReport } from "../lib/report/index.js";
-import { spreadOver } from "../lib/report/pairs.js";
+import { scattered } from "../lib/report/pairs.js";
 import { readRun } from "../lib/report/run.js";
 import { summarize } from "../lib/report/summary.js";
 import { shrunk } from "../lib/report/thumbnail.js";
@@ -123,9 +123,13 @@ describe("pictures", () => {
     expect(shrunk(small)).toBe(small);
   });
 
-  it("are chosen evenly", () => {
-    expect(spreadOver([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], 3)).toEqual([0, 3, 6]);
-    expect(spreadOver([1, 2], 3)).toEqual([1, 2]);
+  it("are chosen so that all kinds are shown, in order", () => {
+    const kinds = Array.from({ length: 36 }, (_, i) => i);
+    const chosen = scattered(kinds, 12);
+    expect(chosen).toHaveLength(12);
+    expect(chosen).toEqual([...chosen].sort((a, b) => a - b));
+    for (const turn of [2, 3, 4]) expect(new Set(chosen.map((i) => i % turn)).size).toBe(turn);
+    expect(scattered([1, 2], 3)).toEqual([1, 2]);
   });
 });
 

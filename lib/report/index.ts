@@ -14,17 +14,23 @@ import { summarize, type TrainSummary } from "./summary.js";
 const tile = (value: string, label: string): string =>
   `<div class="tile"><b>${value}</b><small>${label}</small></div>`;
 
-function measuredTiles({ before, after, measured }: TrainSummary): string[] {
+function measuredTiles({ before, after }: TrainSummary): string[] {
   if (!before || !after) return [];
-  const where = measured === "evaluation" ? "held-out prompts" : "training";
   const names = Object.keys(after).filter((name) => name !== "reward" || Object.keys(after).length === 1);
   return names.map((name) => {
     const [from, to] = [before[name] ?? Number.NaN, after[name]!];
     const direction = to > from ? "up" : to < from ? "down" : "";
     const percent = change(from, to);
     const shift = percent ? ` <span class="${direction}">${percent}</span>` : "";
-    return tile(`${shortNumber(from, 3)} \u2192 ${shortNumber(to, 3)}`, `${escaped(name)}, ${where}${shift}`);
+    return tile(`${shortNumber(from, 3)} \u2192 ${shortNumber(to, 3)}`, `${escaped(name)}${shift}`);
   });
+}
+
+/** What the tiles compare. */
+function comparison({ evaluations }: Run, { before, measured }: TrainSummary): string {
+  if (!before) return "";
+  const held = `held-out prompts (${evaluations.at(-1)?.pictures} pictures), before training and at the last evaluation`;
+  return `<p class="soft compared">Means on ${measured === "evaluation" ? held : "the first and the last iteration's own pictures"}.</p>`;
 }
 
 function tiles(run: Run, summary: TrainSummary): string {
@@ -32,12 +38,12 @@ function tiles(run: Run, summary: TrainSummary): string {
   const planned = run.config.iterations;
   const done =
     summary.iterations >= planned ? `${summary.iterations}` : `${summary.iterations} of ${planned}`;
-  const facts = [tile(done, "iterations"), tile(duration(summary.seconds), "of training and evaluation")];
+  const facts = [tile(done, "iterations"), tile(duration(summary.seconds), "training and evaluation")];
   if (last) {
     const peak = Math.max(...run.iterations.slice(-50).map((line) => line.memory.peak));
-    facts.push(tile(bytes(peak), "most memory in use on the device"));
+    facts.push(tile(bytes(peak), "peak memory of the device"));
   }
-  return `<div class="tiles">${[...measuredTiles(summary), ...facts].join("")}</div>`;
+  return `<div class="tiles">${[...measuredTiles(summary), ...facts].join("")}</div>${comparison(run, summary)}`;
 }
 
 function notices({ iterations }: Run): string {

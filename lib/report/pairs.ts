@@ -5,15 +5,21 @@ import { escaped, shortNumber } from "./html.js";
 import type { EvaluationPictures, Run } from "./run.js";
 import { type Thumbnail, thumbnail } from "./thumbnail.js";
 
-/** Pairs that a page shows. */
-const MOST_PAIRS = 24;
+/** Pairs that a page shows: so many bytes are still quick to open. */
+const MOST_PAIRS = { small: 48, large: 16 } as const;
 /** Pictures up to this side are shown with sharp pixels. */
 const SMALL_SIDE = 160;
 
-/** At most `most` entries, evenly spread. */
-export function spreadOver<T>(entries: readonly T[], most: number): T[] {
-  if (entries.length <= most) return [...entries];
-  return Array.from({ length: most }, (_, i) => entries[Math.floor((i * entries.length) / most)]!);
+// Multiplying by this odd number scatters consecutive ones over 32 bits (Knuth's multiplicative hash).
+const SCATTER = 2654435761;
+
+/** At most `most` entries, in order, scattered: every so many would show one kind alone where kinds take turns. */
+export function scattered<T>(entries: readonly T[], most: number): T[] {
+  const places = entries.map((_, i) => i);
+  const chosen = places
+    .sort((a, b) => (Math.imul(a, SCATTER) >>> 0) - (Math.imul(b, SCATTER) >>> 0))
+    .slice(0, most);
+  return chosen.sort((a, b) => a - b).map((i) => entries[i]!);
 }
 
 function image({ uri, width, height }: Thumbnail, alt: string): string {
@@ -50,11 +56,12 @@ async function pair(
 }
 
 /** The section of pictures; empty when there are none. */
-export async function pictureSection({ pictures }: Run): Promise<string> {
+export async function pictureSection({ pictures, config }: Run): Promise<string> {
   const first = pictures[0];
   const last = pictures.at(-1);
   if (!first || !last || first === last) return "";
-  const chosen = spreadOver(first.pictures, MOST_PAIRS);
+  const large = Math.max(config.sampling.width, config.sampling.height) > SMALL_SIDE;
+  const chosen = scattered(first.pictures, large ? MOST_PAIRS.large : MOST_PAIRS.small);
   const pairs: string[] = [];
   for (const before of chosen) pairs.push(await pair(first, last, before));
   const shown = pairs.filter((entry) => entry !== "");

@@ -11,13 +11,13 @@ h1{font-size:26px;line-height:1.2;margin:0 0 4px;overflow-wrap:anywhere}
 h2{font-size:19px;margin:36px 0 12px}
 h3{font-size:15px;margin:0}
 p{margin:0}
-.gap{margin-bottom:12px}.stages{margin-top:14px}
+.gap{margin-bottom:12px}.compared{margin-top:8px}.stages{margin-top:14px}
 .soft,.note,.xname,figcaption .note{color:var(--soft);font-size:13px}
 .tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(158px,1fr));gap:10px;margin-top:20px}
 .tile{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:10px 13px}
 .tile b{display:block;font-size:17px;font-weight:650;line-height:1.4;white-space:nowrap;font-variant-numeric:tabular-nums}
 .tile small{color:var(--soft);font-size:13px;overflow-wrap:anywhere}
-.up{color:var(--good)}.down{color:var(--bad)}
+.tile span{white-space:nowrap}.up{color:var(--good)}.down{color:var(--bad)}
 .notice{background:var(--card);border:1px solid var(--rule);border-left:4px solid var(--c2);border-radius:8px;padding:10px 14px;margin-top:16px}
 .pairs{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,280px),1fr));gap:14px}
 .pair{margin:0;background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:12px}
