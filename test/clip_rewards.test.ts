@@ -1,5 +1,5 @@
 // The CLIP family of rewards: parity with Pillow, transformers and open_clip, and the loading of real folders.
-import { mkdirSync, writeFileSync } from "node:fs";
+import { copyFileSync, mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { crc32 } from "../lib/image/crc32.js";
@@ -25,6 +25,7 @@ import {
 import { writeModel } from "./fixtures/models.js";
 import { testDevice, testFolder, uploadInput } from "./support/device.js";
 import { disc, flat, interleavedToPlanar, pictureOf, requestOf, upload } from "./support/pictures.js";
+import { writeClipTokenizer } from "./support/pipeline.js";
 
 const device = testDevice();
 const folder = testFolder();
@@ -215,6 +216,57 @@ describe.each(caseNames("open-clip"))("%s", (name) => {
   });
 });
 
+const TINY = new URL("../models/tiny-shapes", import.meta.url).pathname;
+const RED = [220, 30, 30] as const;
+const BLUE = [40, 60, 220] as const;
+
+describe("hps-v2.1", () => {
+  const pictures = [disc(RED, [255, 255, 255]), disc(BLUE, [0, 0, 0])];
+
+  /** A folder as HPSv2 is published, but small: the checkpoint under its name; a vocabulary in `tokenizer/` when told. */
+  function publish(name: string, vocabulary: boolean): string {
+    const path = join(folder, name);
+    mkdirSync(path, { recursive: true });
+    const checkpoint = new URL("./fixtures/hps-small.pt", import.meta.url).pathname;
+    copyFileSync(checkpoint, join(path, "HPS_v2.1_compressed.pt"));
+    writeFileSync(join(path, "open_clip_config.json"), JSON.stringify(readCase("open-clip-f16").config));
+    if (vocabulary) writeClipTokenizer(join(path, "tokenizer"));
+    return path;
+  }
+
+  it("is loaded from its folder or its file, with the vocabulary beside it or the pipeline's", async () => {
+    const path = publish("hps", true);
+    const bare = publish("hps-bare", false);
+    const file = join(path, "HPS_v2.1_compressed.pt");
+    using request = await requestOf(device, pictures, ["a bad cab", "plum"]);
+    const scores: number[][] = [];
+    for (const [place, vocabularies] of [
+      [path, []],
+      [file, []],
+      [bare, [path]],
+    ] as const) {
+      using reward = await loadReward(
+        { type: "hps-v2.1", path: place },
+        { device, vocabularies: [...vocabularies] },
+      );
+      scores.push(Array.from(await reward.score(request)));
+    }
+    expect(scores[1]).toEqual(scores[0]);
+    expect(scores[2]).toEqual(scores[0]);
+    expect(scores[0]!.every((score) => Math.abs(score) <= 1)).toBe(true);
+    expect(scores[0]![0]).not.toBe(scores[0]![1]);
+  });
+
+  it("looks for its published name, and says what is missing", async () => {
+    const path = publish("hps-default", false);
+    await expect(loadReward("hps-v2.1", { device, baseFolder: path })).rejects.toThrow(
+      "expected a CLIP vocabulary in",
+    );
+    const given = loadReward({ type: "hps-v2.1", path, tokenizer: "nowhere" }, { device, baseFolder: path });
+    await expect(given).rejects.toMatchObject({ code: "ERR_TOKENIZER" });
+  });
+});
+
 describe("weights of a scorer", () => {
   it("are stored as the file stores them", () => {
     expect(storageOf(new URL("./fixtures/hps-small.pt", import.meta.url).pathname)).toBe("f16");
@@ -224,10 +276,6 @@ describe("weights of a scorer", () => {
     }
   });
 });
-
-const TINY = new URL("../models/tiny-shapes", import.meta.url).pathname;
-const RED = [220, 30, 30] as const;
-const BLUE = [40, 60, 220] as const;
 
 describe("loadReward", () => {
   const prompts = ["one red circle on a white background", "one blue circle on a white background"];

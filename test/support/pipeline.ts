@@ -15,7 +15,7 @@ function writeJson(folder: string, file: string, value: unknown): void {
   writeFileSync(join(folder, file), JSON.stringify(value));
 }
 
-function writeClipTokenizer(folder: string): void {
+export function writeClipTokenizer(folder: string): void {
   const special = ["<|startoftext|>", "<|endoftext|>"];
   const pieces = [...LETTERS, ...LETTERS.map((letter) => `${letter}</w>`), "ab", ...special];
   writeJson(folder, "vocab.json", Object.fromEntries(pieces.map((piece, id) => [piece, id])));
