@@ -2,14 +2,22 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <ostream>
 #include <string>
 #include <string_view>
 
 #include "core/error.h"
+#include "core/json.h"
 
 namespace danceflux::io {
 
 inline constexpr const char* kPickleCode = "ERR_PICKLE";
+
+/// A name of the file in a message, made fit for one only when the message is.
+struct Shown {
+  std::string_view text;
+  friend std::ostream& operator<<(std::ostream& out, const Shown& name) { return out << shown(name.text); }
+};
 
 /// Little-endian numbers and stretches of text, in order. Everything throws ERR_PICKLE as "<what>: expected
 /// ... at byte N".

@@ -6,6 +6,7 @@
 #include "core/error.h"
 #include "core/json.h"
 #include "io/atomic_file.h"
+#include "io/byte_reader.h"
 #include "io/format_dtype.h"
 #include "io/mapped_file.h"
 
@@ -133,7 +134,7 @@ class SafetensorsFile final : public TensorFile {
     const std::string* previous = nullptr;
     for (const Range& range : ranges) {
       check(range.begin >= covered, *range.name, "expected data of its own, got an overlap with ",
-            shown(previous ? *previous : ""));
+            Shown{previous ? *previous : ""});
       check(range.begin == covered, *range.name, "expected data from byte ", covered, ", got ", range.begin);
       covered = range.end;
       previous = range.name;

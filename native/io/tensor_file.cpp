@@ -66,8 +66,8 @@ void copy_strided(const FileTensor& view, std::byte* out) {
 }
 
 FileTensor transposed_view(const FileTensor& tensor) {
-  require(tensor.shape.rank() == 2, "ERR_WEIGHTS", tensor.name, ": expected a matrix to transpose, got ",
-          tensor.shape);
+  require(tensor.shape.rank() == 2, "ERR_WEIGHTS", shown(tensor.name),
+          ": expected a matrix to transpose, got ", tensor.shape);
   FileTensor view = tensor;
   view.shape = {tensor.shape[1], tensor.shape[0]};
   view.strides = {tensor.strides[1], tensor.strides[0]};
@@ -102,12 +102,14 @@ std::shared_ptr<TensorFile> open_tensor_file(const std::string& path) {
 
 void read_rows(const FileTensor& source, std::int64_t row, std::int64_t rows, bool transposed, DType dtype,
                void* out) {
-  require(source.readable, "ERR_DTYPE", source.name, ": expected f32, bf16, f16, f64, i32, i64 or u8, got ",
-          source.dtype_name, "; convert the file first");
+  if (!source.readable) {
+    fail("ERR_DTYPE", shown(source.name), ": expected f32, bf16, f16, f64, i32, i64 or u8, got ",
+         source.dtype_name, "; convert the file first");
+  }
   FileTensor picked = source;
   if (rows >= 0) {
-    require(source.shape.rank() > 0 && row >= 0 && row <= source.shape[0] - rows, "ERR_WEIGHTS", source.name,
-            ": expected rows ", row, " + ", rows, " within shape ", source.shape);
+    require(source.shape.rank() > 0 && row >= 0 && row <= source.shape[0] - rows, "ERR_WEIGHTS",
+            shown(source.name), ": expected rows ", row, " + ", rows, " within shape ", source.shape);
     picked.shape[0] = rows;
     picked.data += row * source.strides[0] * static_cast<std::int64_t>(size_of(source.dtype));
   }

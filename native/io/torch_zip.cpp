@@ -51,7 +51,7 @@ class Flattener {
       const auto key = keyed ? key_text(pickle_.values[value.items[i]]) : std::to_string(i);
       if (!key) continue;
       check(name.size() + 1 + key->size() <= kLongestName, "names of at most ", kLongestName, " bytes, got ",
-            shown(*key));
+            Shown{*key});
       const std::string full = name.empty() ? *key : name + "." + *key;
       if (member.kind == Kind::tensor)
         add(full, pickle_.tensors[static_cast<std::size_t>(member.integer)]);
@@ -68,8 +68,8 @@ class Flattener {
   void add(const std::string& name, const FileTensor& tensor) {
     check(name_bytes_left_ >= name.size(), "a tree that does not share itself over and over");
     name_bytes_left_ -= name.size();
-    check(is_utf8(name), "names in UTF-8, got ", shown(name));
-    check(seen_.insert(name).second, "each name once, got ", shown(name), " again");
+    check(is_utf8(name), "names in UTF-8, got ", Shown{name});
+    check(seen_.insert(name).second, "each name once, got ", Shown{name}, " again");
     tensors_.push_back(tensor);
     tensors_.back().name = name;
   }
@@ -129,7 +129,7 @@ class TorchZip final : public TensorFile {
 
   std::string_view storage(const StoredZip& zip, std::string_view root, std::string_view key) const {
     const ZipEntry* entry = zip.find(std::string(root) + "data/" + std::string(key));
-    require(entry != nullptr, kPickleCode, path(), ": expected a storage ", shown(key), ", got none");
+    require(entry != nullptr, kPickleCode, path(), ": expected a storage ", Shown{key}, ", got none");
     return entry->data;
   }
 

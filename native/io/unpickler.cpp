@@ -223,13 +223,13 @@ class Unpickler {
     check_kind(fields[1], Kind::global);
     const Global& type = kGlobals[value(fields[1]).integer];
     check(value(fields[0]).text == "storage" && type.action == Action::storage, "a storage, got ",
-          shown(value(fields[0]).text));
+          Shown{value(fields[0]).text});
     const std::string_view key = value(fields[2]).text;
     const FormatDType& format = *find_format_dtype(type.dtype);
     const std::int64_t elements = integer(fields[4]);
     const std::string_view data = find_storage_(key);
     const std::uint64_t held = data.size() / (format.bits / 8);
-    check(elements >= 0 && static_cast<std::uint64_t>(elements) <= held, "storage ", shown(key), " to hold ",
+    check(elements >= 0 && static_cast<std::uint64_t>(elements) <= held, "storage ", Shown{key}, " to hold ",
           elements, " elements of ", format.name, ", got ", data.size(), " bytes");
     storages_.push_back({data.substr(0, static_cast<std::size_t>(elements) * (format.bits / 8)), &format});
     push({.kind = Kind::storage, .integer = static_cast<std::int64_t>(storages_.size() - 1)});

@@ -150,20 +150,21 @@ class ZipReader {
     reader.text(comment_bytes);
     check_plain(name, flags, method);
     check(disk == 0 || disk == kSaturated16, "an archive in one part");
-    check(compressed == size, name, " to be as long as its contents, got ", compressed, " and ", size,
+    check(compressed == size, Shown{name}, " to be as long as its contents, got ", compressed, " and ", size,
           " bytes");
     return {name, size, header};
   }
 
   void check_plain(std::string_view name, std::uint16_t flags, std::uint16_t method) const {
-    check((flags & kEncrypted) == 0, name, " not to be encrypted");
-    check(method == kStored, name, " to be stored, as torch.save does, got compression method ", method);
+    check((flags & kEncrypted) == 0, Shown{name}, " not to be encrypted");
+    check(method == kStored, Shown{name}, " to be stored, as torch.save does, got compression method ",
+          method);
   }
 
   std::string_view read_local(const CentralRecord& record, std::uint64_t limit) {
     const std::string_view name = record.name;
     check(record.header <= limit && kLocalBytes <= limit - record.header && has(record.header, kLocalMagic),
-          "a local header of ", name, " before byte ", limit, ", got ", record.header);
+          "a local header of ", Shown{name}, " before byte ", limit, ", got ", record.header);
     const std::uint64_t after_magic = record.header + kLocalMagic.size();
     ByteReader reader = reader_at(after_magic, limit - after_magic);
     reader.text(2);  // version
@@ -171,15 +172,15 @@ class ZipReader {
     reader.text(2 + 2 + 4);  // time, date, checksum
     std::uint64_t compressed = reader.u32(), size = reader.u32();
     const std::uint16_t name_bytes = reader.u16(), extra_bytes = reader.u16();
-    check(reader.text(name_bytes) == name, "one name in the local header and the directory of ", name);
+    check(reader.text(name_bytes) == name, "one name in the local header and the directory of ", Shown{name});
     read_extra(reader.text(extra_bytes), {&size, &compressed});
     check_plain(name, flags, method);
     // A writer that did not know the sizes yet left zeros here and told them behind the data.
     const bool deferred = (flags & kSizesFollow) != 0 && size == 0 && compressed == 0;
-    check(deferred || (size == record.size && compressed == record.size), name, " of ", record.size,
+    check(deferred || (size == record.size && compressed == record.size), Shown{name}, " of ", record.size,
           " bytes in its local header too, got ", size);
     const std::uint64_t begin = after_magic + reader.at();
-    check(record.size <= reader.left(), name, " to end before byte ", limit, ", got ", record.size,
+    check(record.size <= reader.left(), Shown{name}, " to end before byte ", limit, ", got ", record.size,
           " bytes at ", begin);
     stretches_.push_back({record.header, begin + record.size, name});
     return file_.text(begin, record.size);
@@ -189,8 +190,8 @@ class ZipReader {
     std::sort(stretches_.begin(), stretches_.end(),
               [](const Stretch& a, const Stretch& b) { return a.begin < b.begin; });
     for (std::size_t i = 1; i < stretches_.size(); ++i) {
-      check(stretches_[i - 1].end <= stretches_[i].begin, "entries apart, got ", stretches_[i - 1].name,
-            " and ", stretches_[i].name, " overlapping");
+      check(stretches_[i - 1].end <= stretches_[i].begin, "entries apart, got ",
+            Shown{stretches_[i - 1].name}, " and ", Shown{stretches_[i].name}, " overlapping");
     }
   }
 
@@ -205,7 +206,7 @@ StoredZip::StoredZip(const MappedFile& file, const std::string& path)
     : entries_(ZipReader(file, path).read()) {
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     require(positions_.emplace(entries_[i].name, i).second, kPickleCode, path,
-            ": zip: expected each entry once, got ", entries_[i].name, " twice");
+            ": zip: expected each entry once, got ", Shown{entries_[i].name}, " twice");
   }
 }
 
