@@ -137,6 +137,28 @@ describe("trainFromConfig", () => {
     expect(alive()).toEqual(before);
   });
 
+  it.each(["encode", "evaluate"])(
+    "stops at once before anything is learned, while it does %s",
+    async (stage) => {
+      const evaluation = { every: 1, prompts: ["fig", "plum"], steps: 2, batch: 1 };
+      const stopping = config(`stopped-${stage}`, "pictures.map((p) => p.data[0])", { evaluation });
+      const controller = new AbortController();
+      let told = 0;
+      const stopped = await trainFromConfig(stopping, {
+        stop: controller.signal,
+        onProgress: (progress) => {
+          if (progress.stage !== stage) return;
+          told++;
+          controller.abort();
+        },
+      });
+      expect(told).toBe(1);
+      expect(stopped).toMatchObject({ finished: false, summary: { before: null, iterations: 0 } });
+      const again = await trainFromConfig(stopping);
+      expect(again).toMatchObject({ finished: true, summary: { measured: "evaluation", iterations: 1 } });
+    },
+  );
+
   it("loads a reward once that training and evaluation share", async () => {
     const shared = { type: "clip", path: new URL("../models/tiny-shapes/reward", import.meta.url).pathname };
     const models: number[] = [];

@@ -111,9 +111,14 @@ export class Session {
 
   async *iterations(): AsyncGenerator<IterationMetrics> {
     const { config, pipeline } = this.#parts;
-    await this.#encodeAll();
-    pipeline.freeTextEncoders();
-    if (this.#state.iteration === 0) await this.#evaluate();
+    try {
+      await this.#encodeAll();
+      pipeline.freeTextEncoders();
+      if (this.#state.iteration === 0) await this.#evaluate();
+    } catch (error) {
+      if (!(error instanceof Stopped)) throw error;
+      return; // nothing was learned yet that could be lost
+    }
     while (this.#state.iteration < config.iterations && !this.#options.stop?.aborted) {
       const metrics = await this.#iteration();
       if (!metrics) break; // asked to stop in the middle of a rollout
@@ -129,9 +134,10 @@ export class Session {
     const left = (config.iterations - this.#state.iteration) * config.promptsPerIteration;
     const ahead = left > 0 ? this.#orderFrom(this.#order.position).take(left) : [];
     const wanted = [...this.#evaluationPrompts, ...ahead.map((number) => this.#prompts[number]!)];
-    await this.#embeddings.prepare(wanted, this.#options.signal, (done, all) =>
-      this.#progress("encode", done, all),
-    );
+    await this.#embeddings.prepare(wanted, this.#options.signal, (done, all) => {
+      this.#progress("encode", done, all);
+      this.#giveUpIfStopped();
+    });
   }
 
   #orderFrom(position: PromptPosition): PromptOrder {
@@ -346,7 +352,11 @@ export class Session {
         iteration,
         folder: evaluationFolder(config.output.folder, iteration),
         signal: this.#options.signal,
-        onBatch: (done, all) => this.#progress("evaluate", done, all),
+        onBatch: (done, all) => {
+          this.#progress("evaluate", done, all);
+          // Later ones are finished: an iteration and its evaluation belong together.
+          if (iteration === 0) this.#giveUpIfStopped();
+        },
       }),
     );
     this.#warn(result.scores);
