@@ -42,7 +42,7 @@ export interface Diagnosis {
   environment: Record<string, string>;
 }
 
-function loadAddon(): Pick<Diagnosis, "addon" | "backends"> {
+function findEngine(): Pick<Diagnosis, "addon" | "backends"> {
   const path = findAddon() ?? null;
   try {
     const binding = native();
@@ -66,7 +66,7 @@ function describeCpu(loaded: boolean): { device?: string; error?: string } {
 
 export function diagnose(): Diagnosis {
   const host = hostFacts();
-  const { addon, backends } = loadAddon();
+  const { addon, backends } = findEngine();
   const limit = process.constrainedMemory();
   const variables = Object.entries(process.env).filter(([name, value]) => VARIABLE.test(name) && value);
   return {

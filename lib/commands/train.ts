@@ -41,7 +41,7 @@ function told({ finished, folder, report, summary }: TrainResult): string {
   const state = finished ? "finished" : "stopped";
   const more = finished ? [] : ["the same command goes on from here"];
   return [
-    `${state} after ${summary.iterations} iterations, ${duration(summary.seconds)}`,
+    `${state} after ${summary.iterations} iteration${summary.iterations === 1 ? "" : "s"}, ${duration(summary.seconds)}`,
     ...summaryLines(summary),
     `run folder: ${folder}`,
     `report: ${report}`,

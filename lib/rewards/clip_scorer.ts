@@ -101,7 +101,7 @@ export class ClipReward implements Reward {
   }
 }
 
-/** How the model looks at pictures: one that does not match its published sizes is told here and not by the engine. */
+/** @throws {DanceError} `ERR_TOKENIZER` when the vocabulary has more ids than the model has embeddings. */
 export function checkTokenizer(tokenizer: Tokenizer, clip: LoadedClip, where: string): void {
   const rows = Number(clip.config.text.vocab_size);
   if (tokenizer.vocabSize > rows) {
@@ -153,7 +153,7 @@ export async function findVocabulary(name: string, folders: string[]): Promise<s
     "ERR_TOKENIZER",
     `${name}: expected a CLIP vocabulary in ${folders.join(" or ")}, found none`,
     {
-      hint: "name a folder with vocab.json and merges.txt as the reward's option tokenizer",
+      hint: "name one as the reward's option tokenizer; the tokenizer folder of a FLUX pipeline will do",
     },
   );
 }
