@@ -203,6 +203,7 @@ describe("training from the installed package", () => {
       iterations: 1,
       promptsPerIteration: 1,
       groupSize: 4,
+      learning: { accumulate: 4 },
       evaluation: { every: 0 },
       output: { folder: "run" },
     };
