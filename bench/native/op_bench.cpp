@@ -136,7 +136,8 @@ void list_support(const Arguments& arguments) {
     const auto device = open_backend(arguments.device, 0, arguments.options);
     gradient_values(*device, row);
     std::string reasons;
-    for (const auto& [reason, count] : device->declined()) reasons += (reasons.empty() ? "" : "; ") + reason;
+    for (const auto& [reason, count] : device->declined())
+      reasons.append(reasons.empty() ? "" : "; ").append(reason);
     std::printf("{\"name\": %s, \"taken\": %s, \"declined\": %s}\n", json_quote(row.name).c_str(),
                 reasons.empty() ? "true" : "false", json_quote(reasons).c_str());
   }

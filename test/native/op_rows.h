@@ -28,7 +28,9 @@ std::string label(const Parts&... parts) {
   const auto append = [&](const auto& part) {
     std::ostringstream text;
     text << part;
-    if (!text.str().empty()) result += (result.empty() ? "" : " ") + text.str();
+    if (text.str().empty()) return;
+    if (!result.empty()) result += ' ';
+    result += text.str();
   };
   (append(parts), ...);
   return result;
