@@ -260,6 +260,17 @@ TEST("cpu norm: layer and rms, forward and backward") {
   });
 }
 
+TEST("cpu norm: the variance is exact where the mean is no f32") {
+  on_every_isa([](Backend& device) {
+    float next = 1e6f;
+    const Tensor x =
+        input(device, {1, 38}, Layout::dense, [&] { return next = next == 1e6f ? 1e6f + 0.0625f : 1e6f; });
+    const Tensor y = device.empty({1, 38}), mean = device.empty({1}), rstd = device.empty({1});
+    device.norm(y, mean, rstd, x, {}, {}, {});
+    check_close(rstd, {1 / std::sqrt(0.03125 * 0.03125 + 1e-6)}, 1e-6, 0, "rstd");
+  });
+}
+
 TEST("cpu norm: constant rows have no variance and stay finite") {
   on_every_isa([](Backend& device) {
     const Tensor x = device.empty({2, 40}), y = device.empty({2, 40}), mean = device.empty({2}),
