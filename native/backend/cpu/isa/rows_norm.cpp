@@ -9,16 +9,21 @@ namespace {
 
 constexpr int64_t kMomentBlock = 4096;
 
-/// Two passes over what is still in the first cache.
+/// Two passes over what is still in the first cache. The second sums deviations too, which are small numbers,
+/// and so finds by how much the first sum was off.
 DF_INLINE Moments block_moments(const float* x, int64_t n) {
-  const double mean = sum_one(n, [x](auto get) { return get(x); }) / static_cast<double>(n);
-  const float about = static_cast<float>(mean);
-  const double squares = sum_one(n, [x, about](auto get) {
-    const Vec d = get(x) - about;
-    return d * d;
-  });
-  const double off = mean - about;
-  return {mean, squares - static_cast<double>(n) * off * off};
+  const double count = static_cast<double>(n);
+  const float about = static_cast<float>(sum_one(n, [x](auto get) { return get(x); }) / count);
+  double totals[2];
+  sum_terms(
+      n,
+      [x, about](auto get) {
+        const Vec d = get(x) - about;
+        return Terms<2>{{d, d * d}};
+      },
+      totals);
+  const double off = totals[0] / count;
+  return {about + off, totals[1] - totals[0] * off};
 }
 
 /// Blocks joined from left to right (Chan, Golub and LeVeque 1979).
