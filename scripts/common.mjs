@@ -47,15 +47,12 @@ export function ensureInstalled() {
 
 /** cmake-js build into build/ (outputs in build/Release); `definitions` are CMake variables. Incremental. In CI warnings are errors. */
 export function buildNative(definitions = {}) {
-  if (process.env.CI) definitions.DANCEFLUX_WERROR = "ON";
-  const defines = Object.entries(definitions).map(([key, value]) => `--CD${key}=${value}`);
-  mustRun(process.execPath, [
-    inRoot("node_modules", "cmake-js", "bin", "cmake-js"),
-    "build",
-    "-p",
-    String(availableParallelism()),
-    ...defines,
-  ]);
+  const all = { ...definitions, ...(process.env.CI ? { DANCEFLUX_WERROR: "ON" } : {}) };
+  const defines = Object.entries(all).map(([key, value]) => `--CD${key}=${value}`);
+  const cmakeJs = inRoot("node_modules", "cmake-js", "bin", "cmake-js");
+  // `build` alone would not look at the definitions of a folder that is configured already
+  mustRun(process.execPath, [cmakeJs, "configure", ...defines]);
+  mustRun(process.execPath, [cmakeJs, "build", "-p", String(availableParallelism()), ...defines]);
 }
 
 export function buildTypeScript() {
