@@ -385,7 +385,7 @@ describe("the progress line", () => {
     let now = 0;
     const config = { iterations: 10, evaluation: { every: 4 } } as TrainConfig;
     const clock = new TrainingClock(config, () => now);
-    const progress = (iteration: number, stage: "rollout" | "update", done: number) => ({
+    const progress = (iteration: number, stage: "rollout" | "update" | "evaluate", done: number) => ({
       iteration,
       stage,
       done,
@@ -405,5 +405,12 @@ describe("the progress line", () => {
     expect(clock.line(progress(3, "update", 4))).toBe(
       "iteration 3/10 \u00b7 update 4/8 \u00b7 30 s each \u00b7 5 min 20 s left",
     );
+    // The evaluation after iteration 4, before the numbers of that iteration come.
+    clock.iteration(3, 30);
+    clock.progress(progress(4, "rollout", 0));
+    now = 200;
+    clock.progress(progress(5, "evaluate", 1));
+    expect(clock.secondsLeft()).toBe(6 * 30 + 2 * 30);
+    expect(clock.line(progress(5, "evaluate", 1))).toMatch(/^iteration 4\/10 \u00b7 evaluate 1\/8/);
   });
 });

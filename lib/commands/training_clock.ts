@@ -6,6 +6,9 @@ import { duration } from "../report/html.js";
 /** Iterations that the estimate looks back on. */
 const WINDOW = 10;
 
+/** Stages after an iteration, not in it. */
+const BETWEEN: readonly string[] = ["evaluate", "save"];
+
 export class TrainingClock {
   readonly #config: TrainConfig;
   readonly #now: () => number;
@@ -22,6 +25,8 @@ export class TrainingClock {
   }
 
   progress({ iteration, stage }: Progress): void {
+    // An iteration is over when the evaluation after it begins; its numbers come after that.
+    if (iteration - 1 > this.#done) this.#began = undefined;
     this.#done = iteration - 1;
     if (stage === "rollout") this.#began ??= this.#now();
   }
@@ -50,7 +55,7 @@ export class TrainingClock {
     if (this.#iterations.length === 0) return undefined;
     const mean = this.#iterations.reduce((sum, value) => sum + value, 0) / this.#iterations.length;
     const running = this.#began === undefined ? 0 : this.#now() - this.#began;
-    const training = (this.#config.iterations - this.#done) * mean - Math.min(running, mean);
+    const training = Math.max(0, (this.#config.iterations - this.#done) * mean - Math.min(running, mean));
     return training + this.#evaluationsLeft() * (this.#evaluation ?? 0);
   }
 
@@ -59,8 +64,9 @@ export class TrainingClock {
     const { iterations } = this.#config;
     const mean = this.#iterations.reduce((sum, value) => sum + value, 0) / this.#iterations.length;
     const left = this.secondsLeft();
+    const shown = BETWEEN.includes(stage) ? iteration - 1 : iteration;
     const parts = [
-      stage === "encode" ? "preparing" : `iteration ${Math.min(iteration, iterations)}/${iterations}`,
+      stage === "encode" ? "preparing" : `iteration ${shown}/${iterations}`,
       all > 1 ? `${stage} ${done}/${all}` : stage,
       ...(this.#iterations.length > 0 ? [`${duration(mean)} each`] : []),
       ...(left === undefined ? [] : [`${duration(left)} left`]),
