@@ -4,7 +4,7 @@
 //
 // GFLOP/s are those of the formula (2 M N K and so on); nothing is counted for packing or widening. min / median / max of several
 // runs: on a machine with neighbours the maximum is the best estimate of the quiet one. --cpu-time divides by the processor time of
-// all threads instead (speed per thread, waiting for a turn left out).
+// all threads instead, as if none of them had ever waited for its turn.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -225,7 +225,10 @@ class Bench {
     std::fflush(stdout);
   }
   void report(const std::string& name, double flops, const std::function<void()>& body) {
-    if (options_.wants(name)) print({name, time_it(flops, options_.seconds, options_.cpu_time ? cpu_seconds : wall_seconds, body)});
+    if (!options_.wants(name)) return;
+    // processor time is that of all threads together
+    const double share = options_.cpu_time ? options_.threads : 1;
+    print({name, time_it(share * flops, options_.seconds, options_.cpu_time ? cpu_seconds : wall_seconds, body)});
   }
 
   Options options_;
