@@ -118,8 +118,10 @@ TEST("fuzz: safetensors") {
   mutate(seeds, fuzz::safetensors);
 }
 
-TEST("fuzz: checkpoints and their pickles") {
-  Seeds seeds = files_of("pickles");
+TEST("fuzz: checkpoints") { mutate(files_of("pickles"), fuzz::torch_zip); }
+
+TEST("fuzz: pickles") {
+  Seeds seeds;
   seeds.push_back(pickle_of(dictionary_op(text_op("w") + tensor_op())));
   seeds.push_back(pickle_of(dictionary_op(text_op("a") +
                                           dictionary_op(text_op("b") + tensor_op({2, 2}, {1, 2}) + "q\x01") +
@@ -127,7 +129,7 @@ TEST("fuzz: checkpoints and their pickles") {
                             "}b"));
   seeds.push_back(pickle_of(dictionary_op(text_op("p") + "ctorch._utils\n_rebuild_parameter\n" +
                                           tensor_op({}, {}, 3) + "\x88}\x87R")));
-  mutate(seeds, fuzz::torch_zip);
+  mutate(seeds, fuzz::pickle);
 }
 
 TEST("fuzz: JSON") {

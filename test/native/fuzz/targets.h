@@ -109,11 +109,10 @@ inline void safetensors(std::string_view bytes) {
     read_file(test::little(header.size(), 8) + header + std::string(data_bytes, '\1'));
 }
 
-/// The bytes as a file, and as the pickle of one.
-inline void torch_zip(std::string_view bytes) {
-  read_file(bytes);
-  read_file(test::checkpoint(std::string(bytes)));
-}
+inline void torch_zip(std::string_view bytes) { read_file(bytes); }
+
+/// The bytes as the pickle of a checkpoint.
+inline void pickle(std::string_view bytes) { read_file(test::checkpoint(std::string(bytes))); }
 
 inline std::string written(const Json& value) {
   std::string text;
