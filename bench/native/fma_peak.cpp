@@ -20,13 +20,13 @@ constexpr int kTurns = 20000, kChains = 12;
 
 // Twelve named chains: an array of them would be kept in memory.
 #define DF_CHAINS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
-#define DF_CHAIN_LOOP(type, init, step, sum, total)        \
-  DF_CHAINS(init)                                          \
-  for (int turn = 0; turn < kTurns; ++turn) {              \
-    DF_CHAINS(step)                                        \
-    asm volatile("" : "+r"(turn));                         \
-  }                                                        \
-  type total = c0;                                         \
+#define DF_CHAIN_LOOP(type, init, step, sum, total) \
+  DF_CHAINS(init)                                   \
+  for (int turn = 0; turn < kTurns; ++turn) {       \
+    DF_CHAINS(step)                                 \
+    asm volatile("" : "+r"(turn));                  \
+  }                                                 \
+  type total = c0;                                  \
   DF_CHAINS(sum)
 
 #if defined(__x86_64__)
@@ -101,7 +101,8 @@ double fma_peak(int threads, const std::string& isa) {
       const auto start = Clock::now();
       sinks[static_cast<std::size_t>(task)] += chains.run(0.5f);
       const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-      best[static_cast<std::size_t>(task)] = std::max(best[static_cast<std::size_t>(task)], 2.0 * chains.lanes * kChains * kTurns / seconds * 1e-9);
+      best[static_cast<std::size_t>(task)] = std::max(best[static_cast<std::size_t>(task)],
+                                                      2.0 * chains.lanes * kChains * kTurns / seconds * 1e-9);
     }
   });
   double sum = 0;

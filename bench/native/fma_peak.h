@@ -4,7 +4,8 @@
 
 namespace danceflux::bench {
 
-/// GFLOP/s of `threads` threads together, in vectors of that instruction set ("" the best): the best of many short windows.
+/// GFLOP/s of `threads` threads together, in vectors of that instruction set ("" the best): the best of many
+/// short windows.
 double fma_peak(int threads, const std::string& isa);
 
 }  // namespace danceflux::bench

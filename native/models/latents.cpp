@@ -25,7 +25,8 @@ Tensor unpack_latents(const Tensor& packed, std::int64_t rows, std::int64_t colu
 }
 
 std::vector<std::uint8_t> to_rgb8(const Tensor& images) {
-  require(images.rank() == 4 && images.dim(1) == 3, "ERR_SHAPE", "to_rgb8: expected [B, 3, h, w], got ", images.shape());
+  require(images.rank() == 4 && images.dim(1) == 3, "ERR_SHAPE", "to_rgb8: expected [B, 3, h, w], got ",
+          images.shape());
   const std::vector<float> rows = ops::to_host(ops::permute(images, {0, 2, 3, 1}));
   std::vector<std::uint8_t> bytes(rows.size());
   std::transform(rows.begin(), rows.end(), bytes.begin(), [](float value) {

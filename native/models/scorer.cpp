@@ -22,13 +22,15 @@ Tensor quantized(const Tensor& images) {
 Tensor prepare(const Tensor& images, const ScorerPreprocess& preprocess) {
   const Tensor levels = preprocess.quantize ? quantized(images) : ops::affine(images, 0.5f, 0.5f);
   const bool padded = preprocess.fit == ScorerPreprocess::Fit::longest_side_padded;
-  const Tensor fitted = padded ? resize_max_size_pad(levels, preprocess.size) : resize_short_center_crop(levels, preprocess.size);
+  const Tensor fitted = padded ? resize_max_size_pad(levels, preprocess.size)
+                               : resize_short_center_crop(levels, preprocess.size);
   return normalise(fitted, preprocess.statistics);
 }
 
-std::vector<float> cosine_scores(const Tensor& images, const Tensor& text, std::span<const std::int64_t> rows) {
-  require(static_cast<std::int64_t>(rows.size()) == images.dim(0), "ERR_SHAPE", "cosine: expected a text row for each of ",
-          images.dim(0), " pictures, got ", rows.size());
+std::vector<float> cosine_scores(const Tensor& images, const Tensor& text,
+                                 std::span<const std::int64_t> rows) {
+  require(static_cast<std::int64_t>(rows.size()) == images.dim(0), "ERR_SHAPE",
+          "cosine: expected a text row for each of ", images.dim(0), " pictures, got ", rows.size());
   std::vector<Tensor> chosen;
   for (std::int64_t row : rows) chosen.push_back(ops::narrow(text, 0, row, 1));
   const Tensor products = ops::mul(unit_rows(images), unit_rows(ops::concat(chosen, 0)));

@@ -21,6 +21,7 @@ struct ScorerPreprocess {
 /// Pictures [B, 3, h, w] in -1..1 -> pixel values [B, 3, size, size].
 Tensor prepare(const Tensor& images, const ScorerPreprocess& preprocess);
 /// Cosine of image row i [B, P] with text row rows[i]; no scale.
-std::vector<float> cosine_scores(const Tensor& images, const Tensor& text, std::span<const std::int64_t> rows);
+std::vector<float> cosine_scores(const Tensor& images, const Tensor& text,
+                                 std::span<const std::int64_t> rows);
 
 }  // namespace danceflux::models

@@ -11,9 +11,19 @@ struct AttentionCase {
 };
 
 const AttentionCase kCases[] = {
-    {2, 3, 28, 28, 32},         {1, 2, 1, 1, 8},           {1, 1, 5, 7, 9},       {2, 2, 100, 70, 40, false, 2},
-    {1, 2, 300, 530, 64},       {2, 2, 77, 77, 64, true},  {1, 1, 130, 260, 17, false, 1},
-    {1, 1, 270, 290, 512},      {1, 2, 300, 300, 24, true, 1}, {1, 3, 50, 600, 128}, {1, 1, 3, 0, 8}, {1, 1, 0, 3, 8}, {2, 2, 40, 10, 16, true},
+    {2, 3, 28, 28, 32},
+    {1, 2, 1, 1, 8},
+    {1, 1, 5, 7, 9},
+    {2, 2, 100, 70, 40, false, 2},
+    {1, 2, 300, 530, 64},
+    {2, 2, 77, 77, 64, true},
+    {1, 1, 130, 260, 17, false, 1},
+    {1, 1, 270, 290, 512},
+    {1, 2, 300, 300, 24, true, 1},
+    {1, 3, 50, 600, 128},
+    {1, 1, 3, 0, 8},
+    {1, 1, 0, 3, 8},
+    {2, 2, 40, 10, 16, true},
 };
 
 struct Heads {
@@ -23,7 +33,9 @@ struct Heads {
   Heads(Backend& backend, const AttentionCase& c) {
     // q, k and v as a joint projection leaves them: [B, L, 3, H, K]
     const auto third = [&](std::int64_t tokens, std::int64_t which, std::uint64_t seed) {
-      return random_tensor(backend, {c.batch, tokens, 3, c.heads, c.width}, seed).narrow(2, which, 1).view({c.batch, tokens, c.heads, c.width});
+      return random_tensor(backend, {c.batch, tokens, 3, c.heads, c.width}, seed)
+          .narrow(2, which, 1)
+          .view({c.batch, tokens, c.heads, c.width});
     };
     q = third(c.queries, 0, 1), k = third(c.keys, 1, 2), v = third(c.keys, 2, 3);
     dout = random_tensor(backend, {c.batch, c.queries, c.heads, c.width}, 4);
@@ -34,7 +46,8 @@ struct Heads {
   }
   void run(Backend& backend) const {
     CHECK(backend.taken("attention", backend.attention(out, lse, q, k, v, bias, args)));
-    CHECK(backend.taken("attention_backward", backend.attention_backward(dq, dk, dv, dout, out, lse, q, k, v, bias, args)));
+    CHECK(backend.taken("attention_backward",
+                        backend.attention_backward(dq, dk, dv, dout, out, lse, q, k, v, bias, args)));
   }
 };
 
@@ -61,8 +74,10 @@ struct Oracle {
   explicit Oracle(const Heads& heads) : h(heads), out(h.q), dq(h.q), dk(h.k), dv(h.v) {}
 
   // q . k and the like
-  static double dot(const Tensor& a, std::int64_t b, std::int64_t i, std::int64_t head, const Tensor& c, std::int64_t j) {
-    const float *x = a.data<float>() + offset_of(a, {b, i, head, 0}), *y = c.data<float>() + offset_of(c, {b, j, head, 0});
+  static double dot(const Tensor& a, std::int64_t b, std::int64_t i, std::int64_t head, const Tensor& c,
+                    std::int64_t j) {
+    const float *x = a.data<float>() + offset_of(a, {b, i, head, 0}),
+                *y = c.data<float>() + offset_of(c, {b, j, head, 0});
     double sum = 0;
     for (std::int64_t n = 0; n < a.dim(3); ++n) sum += double{x[n]} * double{y[n]};
     return sum;
@@ -74,7 +89,9 @@ struct Oracle {
     std::vector<double> p(static_cast<std::size_t>(visible));
     double highest = -INFINITY, total = 0;
     for (std::int64_t j = 0; j < visible; ++j) {
-      p[static_cast<std::size_t>(j)] = h.args.scale * dot(h.q, b, i, head, h.k, j) + (h.bias.defined() ? element(h.bias, {h.bias.dim(0) == 1 ? 0 : b, head, i, j}) : 0);
+      p[static_cast<std::size_t>(j)] =
+          h.args.scale * dot(h.q, b, i, head, h.k, j) +
+          (h.bias.defined() ? element(h.bias, {h.bias.dim(0) == 1 ? 0 : b, head, i, j}) : 0);
       highest = std::max(highest, p[static_cast<std::size_t>(j)]);
     }
     for (double& weight : p) total += weight = highest == -INFINITY ? 0 : std::exp(weight - highest);
@@ -86,10 +103,13 @@ struct Oracle {
     }
     const std::int64_t q_at = ((b * h.q.dim(1) + i) * heads + head) * width;
     for (std::int64_t j = 0; j < visible; ++j) {
-      const double weight = p[static_cast<std::size_t>(j)], slope = h.args.scale * weight * (dot(h.dout, b, i, head, h.v, j) - delta);
+      const double weight = p[static_cast<std::size_t>(j)],
+                   slope = h.args.scale * weight * (dot(h.dout, b, i, head, h.v, j) - delta);
       const std::int64_t k_at = ((b * keys + j) * heads + head) * width;
-      const float *q = h.q.data<float>() + offset_of(h.q, {b, i, head, 0}), *k = h.k.data<float>() + offset_of(h.k, {b, j, head, 0});
-      const float *v = h.v.data<float>() + offset_of(h.v, {b, j, head, 0}), *g = h.dout.data<float>() + offset_of(h.dout, {b, i, head, 0});
+      const float *q = h.q.data<float>() + offset_of(h.q, {b, i, head, 0}),
+                  *k = h.k.data<float>() + offset_of(h.k, {b, j, head, 0});
+      const float *v = h.v.data<float>() + offset_of(h.v, {b, j, head, 0}),
+                  *g = h.dout.data<float>() + offset_of(h.dout, {b, i, head, 0});
       // the size of a slope's error is that of the numbers it is the difference of
       const double slope_size = h.args.scale * weight * std::sqrt(static_cast<double>(width));
       for (std::int64_t n = 0; n < width; ++n) {
@@ -122,7 +142,8 @@ struct Oracle {
 
 std::vector<std::vector<float>> all_of(Backend& backend, const Heads& h) {
   std::vector<std::vector<float>> all;
-  for (const Tensor* tensor : {&h.out, &h.lse, &h.dq, &h.dk, &h.dv}) all.push_back(values_of(backend, *tensor));
+  for (const Tensor* tensor : {&h.out, &h.lse, &h.dq, &h.dk, &h.dv})
+    all.push_back(values_of(backend, *tensor));
   return all;
 }
 
@@ -149,7 +170,8 @@ TEST("attention: rows masked by the bias, wholly and in part") {
     for (std::int64_t head = 0; head < 2; ++head)
       for (std::int64_t i = 0; i < 60; ++i)
         for (std::int64_t j = 0; j < 300; ++j)
-          if (i == 7 || (i == 9 && j < 290) || (i % 4 == 1 && j % 3)) heads.bias.data<float>()[(head * 60 + i) * 300 + j] = -INFINITY;
+          if (i == 7 || (i == 9 && j < 290) || (i % 4 == 1 && j % 3))
+            heads.bias.data<float>()[(head * 60 + i) * 300 + j] = -INFINITY;
     heads.run(*backend);
     Oracle(heads).check(*backend, isa + " masked");
     for (std::int64_t n = 0; n < 16; ++n) CHECK_EQ(element(heads.out, {0, 7, 1, n}), 0.0);
@@ -180,7 +202,8 @@ TEST("attention: views with zero strides and turned bias") {
 
 TEST("attention: the same bits for every thread count and batch size") {
   for (const std::string& isa : isas())
-    for (const AttentionCase& c : {AttentionCase{3, 1, 600, 530, 40}, AttentionCase{3, 2, 28, 28, 32}, AttentionCase{1, 1, 500, 500, 64, true}}) {
+    for (const AttentionCase& c : {AttentionCase{3, 1, 600, 530, 40}, AttentionCase{3, 2, 28, 28, 32},
+                                   AttentionCase{1, 1, 500, 500, 64, true}}) {
       std::vector<std::vector<float>> first;
       for (int threads : {1, 2, 3, 4}) {
         const auto backend = cpu_backend(isa, threads);
@@ -198,7 +221,8 @@ TEST("attention: the same bits for every thread count and batch size") {
           one.run(*backend);
           const auto single = all_of(*backend, one);
           for (std::size_t i = 0; i < all.size(); ++i)
-            CHECK(same_bits(single[i].data(), all[i].data() + static_cast<std::size_t>(b) * single[i].size(), static_cast<std::int64_t>(single[i].size())));
+            CHECK(same_bits(single[i].data(), all[i].data() + static_cast<std::size_t>(b) * single[i].size(),
+                            static_cast<std::int64_t>(single[i].size())));
         }
       }
     }
@@ -222,7 +246,8 @@ TEST("attention: declines what it cannot read, and says why") {
   const auto backend = cpu_backend();
   Heads heads(*backend, {1, 2, 4, 4, 8});
   const Tensor turned = random_tensor(*backend, {1, 4, 8, 2}, 1).transpose(2, 3);
-  CHECK_EQ(*backend->attention(heads.out, heads.lse, turned, heads.k, heads.v, {}, {}), std::string("the elements of a head are not dense"));
+  CHECK_EQ(*backend->attention(heads.out, heads.lse, turned, heads.k, heads.v, {}, {}),
+           std::string("the elements of a head are not dense"));
 }
 
 }  // namespace danceflux::test

@@ -10,15 +10,16 @@ struct ConvCase {
 };
 
 const ConvCase kCases[] = {
-    {2, 3, 5, 7, 9, 3, 3, {1, 1, 1, 1, 1}},       {1, 4, 3, 8, 8, 1, 1, {}},
-    {2, 3, 70, 28, 28, 14, 14, {.stride = 14}},   {1, 2, 3, 9, 7, 3, 3, {2, 0, 0, 1, 1}},
-    {3, 8, 6, 12, 10, 3, 3, {2, 1, 1, 1, 1}},     {1, 3, 4, 5, 6, 2, 3, {3, 2, 0, 1, 3}},
-    {2, 40, 50, 20, 33, 3, 3, {1, 1, 1, 1, 1}},   {1, 5, 4, 16, 16, 1, 1, {.stride = 2}},
-    {1, 1, 1, 1, 1, 3, 3, {1, 1, 1, 1, 1}},       {2, 70, 13, 6, 50, 3, 5, {1, 0, 4, 2, 0}},
-    {0, 3, 2, 4, 4, 3, 3, {1, 1, 1, 1, 1}},       {1, 2, 2, 11, 11, 3, 3, {.stride = 5}},
+    {2, 3, 5, 7, 9, 3, 3, {1, 1, 1, 1, 1}},     {1, 4, 3, 8, 8, 1, 1, {}},
+    {2, 3, 70, 28, 28, 14, 14, {.stride = 14}}, {1, 2, 3, 9, 7, 3, 3, {2, 0, 0, 1, 1}},
+    {3, 8, 6, 12, 10, 3, 3, {2, 1, 1, 1, 1}},   {1, 3, 4, 5, 6, 2, 3, {3, 2, 0, 1, 3}},
+    {2, 40, 50, 20, 33, 3, 3, {1, 1, 1, 1, 1}}, {1, 5, 4, 16, 16, 1, 1, {.stride = 2}},
+    {1, 1, 1, 1, 1, 3, 3, {1, 1, 1, 1, 1}},     {2, 70, 13, 6, 50, 3, 5, {1, 0, 4, 2, 0}},
+    {0, 3, 2, 4, 4, 3, 3, {1, 1, 1, 1, 1}},     {1, 2, 2, 11, 11, 3, 3, {.stride = 5}},
 };
 
-std::int64_t out_size(std::int64_t size, std::int64_t before, std::int64_t after, std::int64_t kernel, std::int64_t stride) {
+std::int64_t out_size(std::int64_t size, std::int64_t before, std::int64_t after, std::int64_t kernel,
+                      std::int64_t stride) {
   return (size + before + after - kernel) / stride + 1;
 }
 
@@ -29,14 +30,16 @@ void each_tap(const ConvCase& c, std::int64_t rows, std::int64_t columns, const 
     for (std::int64_t x = 0; x < columns; ++x)
       for (std::int64_t r = 0; r < c.kernel_rows; ++r)
         for (std::int64_t s = 0; s < c.kernel_columns; ++s) {
-          const std::int64_t iy = y * c.args.stride - c.args.pad_top + r, ix = x * c.args.stride - c.args.pad_left + s;
+          const std::int64_t iy = y * c.args.stride - c.args.pad_top + r,
+                             ix = x * c.args.stride - c.args.pad_left + s;
           if (iy >= 0 && iy < c.height && ix >= 0 && ix < c.width) visit(y, x, r, s, iy, ix);
         }
 }
 
 struct Expected {
   std::vector<double> values, sizes;  // sums and sums of absolute values: the scale of their rounding error
-  explicit Expected(const Tensor& like) : values(static_cast<std::size_t>(like.numel())), sizes(values.size()) {}
+  explicit Expected(const Tensor& like)
+      : values(static_cast<std::size_t>(like.numel())), sizes(values.size()) {}
   void add(std::int64_t at, double product) {
     values[static_cast<std::size_t>(at)] += product;
     sizes[static_cast<std::size_t>(at)] += std::abs(product);
@@ -55,8 +58,12 @@ struct Problem {
       : x(random_tensor(backend, {c.batch, c.channels, c.height, c.width}, 1)),
         weight(random_tensor(backend, {c.outputs, c.channels, c.kernel_rows, c.kernel_columns}, 2, type)),
         bias(random_tensor(backend, {c.outputs}, 3)),
-        dy(random_tensor(backend, {c.batch, c.outputs, out_size(c.height, c.args.pad_top, c.args.pad_bottom, c.kernel_rows, c.args.stride),
-                                   out_size(c.width, c.args.pad_left, c.args.pad_right, c.kernel_columns, c.args.stride)}, 4)) {}
+        dy(random_tensor(
+            backend,
+            {c.batch, c.outputs,
+             out_size(c.height, c.args.pad_top, c.args.pad_bottom, c.kernel_rows, c.args.stride),
+             out_size(c.width, c.args.pad_left, c.args.pad_right, c.kernel_columns, c.args.stride)},
+            4)) {}
 };
 
 void check_conv(Backend& backend, const ConvCase& c, DType type, const std::string& what) {
@@ -79,9 +86,11 @@ void check_conv(Backend& backend, const ConvCase& c, DType type, const std::stri
       }
       for (std::int64_t i = 0; i < c.channels; ++i)
         each_tap(c, rows, columns, [&](auto y, auto x, auto r, auto s, auto iy, auto ix) {
-          const std::int64_t x_at = ((b * c.channels + i) * c.height + iy) * c.width + ix, dy_at = dy_plane + y * columns + x;
+          const std::int64_t x_at = ((b * c.channels + i) * c.height + iy) * c.width + ix,
+                             dy_at = dy_plane + y * columns + x;
           const std::int64_t w_at = ((o * c.channels + i) * c.kernel_rows + r) * c.kernel_columns + s;
-          const double value = x_values[x_at], weight = weights[static_cast<std::size_t>(w_at)], slope = dy_values[dy_at];
+          const double value = x_values[x_at], weight = weights[static_cast<std::size_t>(w_at)],
+                       slope = dy_values[dy_at];
           want_out.add(dy_at, value * weight);
           want_dx.add(x_at, slope * weight);
           want_dweight.add(w_at, slope * value);
@@ -99,7 +108,8 @@ TEST("conv2d: forward and both gradients, odd sizes, strides and paddings") {
   for (const std::string& isa : isas()) {
     const auto backend = cpu_backend(isa);
     int number = 0;
-    for (const ConvCase& c : kCases) check_conv(*backend, c, DType::f32, isa + " case " + std::to_string(number++));
+    for (const ConvCase& c : kCases)
+      check_conv(*backend, c, DType::f32, isa + " case " + std::to_string(number++));
   }
 }
 
@@ -107,7 +117,8 @@ TEST("conv2d: stored weights") {
   for (const std::string& isa : isas()) {
     const auto backend = cpu_backend(isa);
     for (DType type : {DType::bf16, DType::f16})
-      for (int number : {0, 1, 2, 4}) check_conv(*backend, kCases[number], type, isa + " stored case " + std::to_string(number));
+      for (int number : {0, 1, 2, 4})
+        check_conv(*backend, kCases[number], type, isa + " stored case " + std::to_string(number));
   }
 }
 
@@ -118,11 +129,13 @@ TEST("conv2d: the same bits for every thread count and batch size") {
     for (int threads : {1, 2, 3, 4}) {
       const auto backend = cpu_backend(isa, threads);
       const Problem p(*backend, c, DType::f32);
-      const Tensor out = backend->empty(p.dy.shape()), dx = backend->empty(p.x.shape()), dweight = backend->empty(p.weight.shape());
+      const Tensor out = backend->empty(p.dy.shape()), dx = backend->empty(p.x.shape()),
+                   dweight = backend->empty(p.weight.shape());
       backend->conv2d(out, p.x, p.weight, p.bias, c.args);
       backend->conv2d_backward_data(dx, p.dy, p.weight, c.args);
       backend->conv2d_backward_weight(dweight, {}, p.dy, p.x, c.args);
-      std::vector<std::vector<float>> all = {values_of(*backend, out), values_of(*backend, dx), values_of(*backend, dweight)};
+      std::vector<std::vector<float>> all = {values_of(*backend, out), values_of(*backend, dx),
+                                             values_of(*backend, dweight)};
       if (threads == 1) first = all;
       for (std::size_t i = 0; i < all.size(); ++i) CHECK(same_bits(all[i], first[i]));
       const Tensor one = backend->empty({1, c.outputs, out.dim(2), out.dim(3)});

@@ -40,7 +40,8 @@ class Numbers {
   std::uint64_t state_;
 };
 
-inline Tensor upload(Backend& backend, const Shape& shape, const std::vector<float>& values, DType dtype = DType::f32) {
+inline Tensor upload(Backend& backend, const Shape& shape, const std::vector<float>& values,
+                     DType dtype = DType::f32) {
   Tensor tensor = backend.empty(shape, dtype);
   std::vector<unsigned char> raw(tensor.bytes() + 1);
   convert_elements(raw.data(), dtype, values.data(), DType::f32, values.size());
@@ -48,7 +49,8 @@ inline Tensor upload(Backend& backend, const Shape& shape, const std::vector<flo
   return tensor;
 }
 
-inline Tensor random_tensor(Backend& backend, const Shape& shape, std::uint64_t seed, DType dtype = DType::f32) {
+inline Tensor random_tensor(Backend& backend, const Shape& shape, std::uint64_t seed,
+                            DType dtype = DType::f32) {
   return upload(backend, shape, Numbers(seed).take(shape.numel()), dtype);
 }
 
@@ -64,8 +66,10 @@ inline double element(const Tensor& tensor, std::initializer_list<std::int64_t> 
   const std::int64_t at = offset_of(tensor, index);
   if (tensor.dtype() == DType::f32) return tensor.data<float>()[at];
   float value = 0;
-  convert_elements(&value, DType::f32, static_cast<const char*>(tensor.address()) + at * static_cast<std::int64_t>(size_of(tensor.dtype())),
-                   tensor.dtype(), 1);
+  convert_elements(
+      &value, DType::f32,
+      static_cast<const char*>(tensor.address()) + at * static_cast<std::int64_t>(size_of(tensor.dtype())),
+      tensor.dtype(), 1);
   return value;
 }
 

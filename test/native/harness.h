@@ -25,7 +25,9 @@ inline std::vector<Case>& cases() {
 }
 
 struct Register {
-  Register(std::string name, std::function<void()> body) { cases().push_back({std::move(name), std::move(body)}); }
+  Register(std::string name, std::function<void()> body) {
+    cases().push_back({std::move(name), std::move(body)});
+  }
 };
 
 struct Failure : std::exception {
@@ -65,36 +67,38 @@ inline int run(int argc, char** argv) {
 
 #define DF_JOIN2(a, b) a##b
 #define DF_JOIN(a, b) DF_JOIN2(a, b)
-#define TEST(name)                                                                                     \
-  static void DF_JOIN(test_body_, __LINE__)();                                                         \
-  static const danceflux::test::Register DF_JOIN(test_entry_, __LINE__)(name, DF_JOIN(test_body_, __LINE__)); \
+#define TEST(name)                                                                                      \
+  static void DF_JOIN(test_body_, __LINE__)();                                                          \
+  static const danceflux::test::Register DF_JOIN(test_entry_, __LINE__)(name,                           \
+                                                                        DF_JOIN(test_body_, __LINE__)); \
   static void DF_JOIN(test_body_, __LINE__)()
-#define CHECK(condition)                                                                                \
-  do {                                                                                                  \
-    if (!(condition)) danceflux::test::fail_at(__FILE__, __LINE__, "expected " #condition);             \
+#define CHECK(condition)                                                                    \
+  do {                                                                                      \
+    if (!(condition)) danceflux::test::fail_at(__FILE__, __LINE__, "expected " #condition); \
   } while (0)
-#define CHECK_EQ(got, wanted)                                                                           \
-  do {                                                                                                  \
-    const auto df_got = (got); /* copied: a reference into a temporary would dangle */                 \
-    const auto df_wanted = (wanted);                                                                    \
-    if (!(df_got == df_wanted))                                                                         \
-      danceflux::test::fail_at(__FILE__, __LINE__, #got ": expected ", df_wanted, ", got ", df_got);    \
+#define CHECK_EQ(got, wanted)                                                                        \
+  do {                                                                                               \
+    const auto df_got = (got); /* copied: a reference into a temporary would dangle */               \
+    const auto df_wanted = (wanted);                                                                 \
+    if (!(df_got == df_wanted))                                                                      \
+      danceflux::test::fail_at(__FILE__, __LINE__, #got ": expected ", df_wanted, ", got ", df_got); \
   } while (0)
-#define CHECK_NEAR(got, wanted, tolerance)                                                              \
-  do {                                                                                                  \
-    const double df_got = (got), df_wanted = (wanted);                                                  \
-    if (!(std::abs(df_got - df_wanted) <= (tolerance)))                                                 \
-      danceflux::test::fail_at(__FILE__, __LINE__, #got ": expected ", df_wanted, " +- ", (tolerance), ", got ", df_got); \
+#define CHECK_NEAR(got, wanted, tolerance)                                                             \
+  do {                                                                                                 \
+    const double df_got = (got), df_wanted = (wanted);                                                 \
+    if (!(std::abs(df_got - df_wanted) <= (tolerance)))                                                \
+      danceflux::test::fail_at(__FILE__, __LINE__, #got ": expected ", df_wanted, " +- ", (tolerance), \
+                               ", got ", df_got);                                                      \
   } while (0)
 /// The expression must throw danceflux::Error with this code.
-#define CHECK_THROWS(error_code, expression)                                                            \
-  do {                                                                                                  \
-    bool df_thrown = false;                                                                             \
-    try {                                                                                               \
-      (void)(expression);                                                                               \
-    } catch (const danceflux::Error& error) {                                                           \
-      df_thrown = true;                                                                                 \
-      CHECK_EQ(error.code, std::string(error_code));                                                    \
-    }                                                                                                   \
+#define CHECK_THROWS(error_code, expression)                                                           \
+  do {                                                                                                 \
+    bool df_thrown = false;                                                                            \
+    try {                                                                                              \
+      (void)(expression);                                                                              \
+    } catch (const danceflux::Error& error) {                                                          \
+      df_thrown = true;                                                                                \
+      CHECK_EQ(error.code, std::string(error_code));                                                   \
+    }                                                                                                  \
     if (!df_thrown) danceflux::test::fail_at(__FILE__, __LINE__, "expected " #expression " to throw"); \
   } while (0)

@@ -1,4 +1,5 @@
-// What attention forward and backward share: where heads lie, how queries and keys are cut, products of packed blocks.
+// What attention forward and backward share: where heads lie, how queries and keys are cut, products of
+// packed blocks.
 //
 // B batch, Lq and Lk tokens, H heads, K head width.
 #pragma once
@@ -25,7 +26,8 @@ inline HeadRows head_of(const Tensor& x, std::int64_t batch, std::int64_t head) 
   return {x.data<float>() + batch * x.strides()[0] + head * x.strides()[2], x.strides()[1]};
 }
 
-/// Tokens cut into nearly equal blocks of at most `most`: a function of the number of tokens alone, so that sums over tokens have one order.
+/// Tokens cut into nearly equal blocks of at most `most`: a function of the number of tokens alone, so that
+/// sums over tokens have one order.
 struct Blocks {
   std::int64_t tokens, size;
   Blocks(std::int64_t all, std::int64_t most) : tokens(all), size(most) {
@@ -62,11 +64,13 @@ struct Left {
 };
 
 /// c (+)= alpha * left @ right, right packed in slivers of columns.
-inline void block_product(const GemmKernels& kernels, float* c, std::int64_t c_row, std::int64_t rows, std::int64_t columns,
-                          std::int64_t depth, const Left& left, const float* right, float alpha, bool load_c) {
+inline void block_product(const GemmKernels& kernels, float* c, std::int64_t c_row, std::int64_t rows,
+                          std::int64_t columns, std::int64_t depth, const Left& left, const float* right,
+                          float alpha, bool load_c) {
   StripArgs strip{};
   strip.rows = rows, strip.depth = depth;
-  strip.a = left.data, strip.a_row = left.row, strip.a_depth = left.depth, strip.a_tile = kernels.mr * left.row;
+  strip.a = left.data, strip.a_row = left.row, strip.a_depth = left.depth,
+  strip.a_tile = kernels.mr * left.row;
   strip.b_depth = kernels.nr;
   strip.c_row = c_row, strip.alpha = alpha, strip.load_c = load_c;
   for (std::int64_t column = 0; column < columns; column += kernels.nr) {
@@ -78,19 +82,22 @@ inline void block_product(const GemmKernels& kernels, float* c, std::int64_t c_r
 }
 
 /// Rows of a head as columns of a right operand: depth is K.
-inline void pack_tokens(const GemmKernels& kernels, float* to, const HeadRows& rows, std::int64_t first, std::int64_t tokens,
-                        std::int64_t width) {
-  kernels.pack_interleaved(to, kernels.nr, kernels.nr * width, {rows.row(first), Store::f32, rows.stride, 1}, tokens, width);
+inline void pack_tokens(const GemmKernels& kernels, float* to, const HeadRows& rows, std::int64_t first,
+                        std::int64_t tokens, std::int64_t width) {
+  kernels.pack_interleaved(to, kernels.nr, kernels.nr * width, {rows.row(first), Store::f32, rows.stride, 1},
+                           tokens, width);
 }
 /// Columns of K as columns of a right operand: depth runs over tokens.
-inline void pack_width(const GemmKernels& kernels, float* to, const HeadRows& rows, std::int64_t first, std::int64_t tokens,
-                       std::int64_t width) {
-  kernels.pack_interleaved(to, kernels.nr, kernels.nr * tokens, {rows.row(first), Store::f32, 1, rows.stride}, width, tokens);
+inline void pack_width(const GemmKernels& kernels, float* to, const HeadRows& rows, std::int64_t first,
+                       std::int64_t tokens, std::int64_t width) {
+  kernels.pack_interleaved(to, kernels.nr, kernels.nr * tokens, {rows.row(first), Store::f32, 1, rows.stride},
+                           width, tokens);
 }
-/// Rows of a head, dense, as a left operand: rows of equal length that do not all fall on the same lines of the cache.
+/// Rows of a head, dense, as a left operand: rows of equal length that do not all fall on the same lines of
+/// the cache.
 inline std::int64_t left_row(std::int64_t width) { return round_up(width, 16) + 16; }
-inline Left copy_left(const GemmKernels& kernels, float* to, const HeadRows& rows, std::int64_t first, std::int64_t tokens,
-                      std::int64_t width) {
+inline Left copy_left(const GemmKernels& kernels, float* to, const HeadRows& rows, std::int64_t first,
+                      std::int64_t tokens, std::int64_t width) {
   kernels.pack_rows(to, left_row(width), {rows.row(first), Store::f32, rows.stride, 1}, tokens, width);
   return {to, left_row(width), 1};
 }

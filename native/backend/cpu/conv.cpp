@@ -24,13 +24,13 @@ struct PatchBatch {
     one.image += batch * image_stride;
     return one;
   }
-  static void pixels(const void* self, float* to, int, std::int64_t sliver, std::int64_t batch, std::int64_t first_line, std::int64_t lines,
-                     std::int64_t first_k, std::int64_t depth) {
+  static void pixels(const void* self, float* to, int, std::int64_t sliver, std::int64_t batch,
+                     std::int64_t first_line, std::int64_t lines, std::int64_t first_k, std::int64_t depth) {
     const auto& it = *static_cast<const PatchBatch*>(self);
     it.kernels.pack_pixels(to, sliver, it.of(batch), first_line, lines, first_k, depth);
   }
-  static void taps(const void* self, float* to, int, std::int64_t sliver, std::int64_t batch, std::int64_t first_line, std::int64_t lines,
-                   std::int64_t first_k, std::int64_t depth) {
+  static void taps(const void* self, float* to, int, std::int64_t sliver, std::int64_t batch,
+                   std::int64_t first_line, std::int64_t lines, std::int64_t first_k, std::int64_t depth) {
     const auto& it = *static_cast<const PatchBatch*>(self);
     it.kernels.pack_taps(to, sliver, it.of(batch), first_line, lines, first_k, depth);
   }
@@ -38,20 +38,21 @@ struct PatchBatch {
 
 // A 1x1 kernel that touches every pixel once needs no gathering.
 bool is_pointwise(const Tensor& weight, const ConvArgs& args) {
-  return weight.dim(2) == 1 && weight.dim(3) == 1 && args.stride == 1 && args.pad_top == 0 && args.pad_left == 0 &&
-         args.pad_bottom == 0 && args.pad_right == 0;
+  return weight.dim(2) == 1 && weight.dim(3) == 1 && args.stride == 1 && args.pad_top == 0 &&
+         args.pad_left == 0 && args.pad_bottom == 0 && args.pad_right == 0;
 }
 
-Patches patches_of(const Tensor& x, const Tensor& like_weight, std::int64_t pixel_columns, const ConvArgs& args) {
-  return {x.data<float>(), x.dim(2), x.dim(3), pixel_columns, args.stride, -args.pad_top, -args.pad_left,
-          like_weight.dim(2), like_weight.dim(3), 1};
+Patches patches_of(const Tensor& x, const Tensor& like_weight, std::int64_t pixel_columns,
+                   const ConvArgs& args) {
+  return {x.data<float>(), x.dim(2),       x.dim(3),           pixel_columns,      args.stride,
+          -args.pad_top,   -args.pad_left, like_weight.dim(2), like_weight.dim(3), 1};
 }
 
-// Data gradients fall into stride x stride phases: pixels (stride i + y, stride j + x) meet every stride-th tap only, and among
-// themselves they are a convolution of stride 1 over dy.
+// Data gradients fall into stride x stride phases: pixels (stride i + y, stride j + x) meet every stride-th
+// tap only, and among themselves they are a convolution of stride 1 over dy.
 struct Phase {
-  std::int64_t y, x;                    // first pixel
-  std::int64_t rows, columns;           // pixels
+  std::int64_t y, x;           // first pixel
+  std::int64_t rows, columns;  // pixels
   std::int64_t first_tap_row, first_tap_column, tap_rows, tap_columns;
 
   static std::int64_t count(std::int64_t all, std::int64_t first, std::int64_t stride) {
@@ -75,27 +76,35 @@ struct PhaseWeights {
   std::int64_t channels, kernel_rows, kernel_columns, stride;
   const Phase& phase;
 
-  static void pack(const void* self, float* to, int width, std::int64_t sliver, std::int64_t, std::int64_t first_line,
-                   std::int64_t lines, std::int64_t first_k, std::int64_t depth) {
+  static void pack(const void* self, float* to, int width, std::int64_t sliver, std::int64_t,
+                   std::int64_t first_line, std::int64_t lines, std::int64_t first_k, std::int64_t depth) {
     const auto& it = *static_cast<const PhaseWeights*>(self);
     for (std::int64_t line = 0; line < lines; line += width, to += sliver) {
       const std::int64_t count = std::min<std::int64_t>(width, lines - line);
       switch (it.store) {
-        case Store::f32: it.pack_sliver<float>(to, width, first_line + line, count, first_k, depth, [](float x) { return x; }); break;
-        case Store::bf16: it.pack_sliver<std::uint16_t>(to, width, first_line + line, count, first_k, depth, bf16_to_f32); break;
-        case Store::f16: it.pack_sliver<std::uint16_t>(to, width, first_line + line, count, first_k, depth, f16_to_f32); break;
+        case Store::f32:
+          it.pack_sliver<float>(to, width, first_line + line, count, first_k, depth,
+                                [](float x) { return x; });
+          break;
+        case Store::bf16:
+          it.pack_sliver<std::uint16_t>(to, width, first_line + line, count, first_k, depth, bf16_to_f32);
+          break;
+        case Store::f16:
+          it.pack_sliver<std::uint16_t>(to, width, first_line + line, count, first_k, depth, f16_to_f32);
+          break;
       }
     }
   }
 
  private:
   template <class Stored, class Widen>
-  void pack_sliver(float* to, int width, std::int64_t first_line, std::int64_t lines, std::int64_t first_k, std::int64_t depth,
-                   const Widen& widen) const {
+  void pack_sliver(float* to, int width, std::int64_t first_line, std::int64_t lines, std::int64_t first_k,
+                   std::int64_t depth, const Widen& widen) const {
     const std::int64_t kernel = kernel_rows * kernel_columns, taps = phase.tap_rows * phase.tap_columns;
     std::int64_t o = first_k / taps, r = first_k % taps / phase.tap_columns, s = first_k % phase.tap_columns;
     for (std::int64_t k = 0; k < depth; ++k, to += width) {
-      const std::int64_t tap = (phase.first_tap_row + r * stride) * kernel_columns + phase.first_tap_column + s * stride;
+      const std::int64_t tap =
+          (phase.first_tap_row + r * stride) * kernel_columns + phase.first_tap_column + s * stride;
       const Stored* from = static_cast<const Stored*>(data) + (o * channels + first_line) * kernel + tap;
       for (std::int64_t line = 0; line < lines; ++line) to[line] = widen(from[line * kernel]);
       if (++s < phase.tap_columns) continue;
@@ -112,8 +121,8 @@ struct PhaseOutput {
   std::int64_t channels, height, width, stride;
   const Phase& phase;
 
-  static void put(const void* self, float* c, std::int64_t c_row, std::int64_t batch, std::int64_t first_row, std::int64_t rows,
-                  std::int64_t first_column, std::int64_t columns) {
+  static void put(const void* self, float* c, std::int64_t c_row, std::int64_t batch, std::int64_t first_row,
+                  std::int64_t rows, std::int64_t first_column, std::int64_t columns) {
     const auto& it = *static_cast<const PhaseOutput*>(self);
     for (std::int64_t i = 0; i < rows; ++i) {
       float* channel = it.dx + (batch * it.channels + first_row + i) * it.height * it.width;
@@ -128,7 +137,8 @@ struct PhaseOutput {
 
 }  // namespace
 
-void CpuBackend::conv2d(const Tensor& out, const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvArgs& args) {
+void CpuBackend::conv2d(const Tensor& out, const Tensor& x, const Tensor& weight, const Tensor& bias,
+                        const ConvArgs& args) {
   const std::int64_t pixels = out.dim(2) * out.dim(3), taps = weight.dim(1) * weight.dim(2) * weight.dim(3);
   const std::int64_t image = x.dim(1) * x.dim(2) * x.dim(3);
   Product p;
@@ -149,17 +159,26 @@ void CpuBackend::conv2d(const Tensor& out, const Tensor& x, const Tensor& weight
   multiply(p, threads_, *scratch_);
 }
 
-void CpuBackend::conv2d_backward_data(const Tensor& dx, const Tensor& dy, const Tensor& weight, const ConvArgs& args) {
+void CpuBackend::conv2d_backward_data(const Tensor& dx, const Tensor& dy, const Tensor& weight,
+                                      const ConvArgs& args) {
   const std::int64_t outputs = weight.dim(0), channels = weight.dim(1), image = dx.dim(2) * dx.dim(3);
   const Store store = store_of("conv2d_backward_data", weight.dtype());
   for (std::int64_t number = 0; number < std::int64_t{args.stride} * args.stride; ++number) {
     const Phase phase(dx, weight, args, number);
     const std::int64_t phase_taps = phase.tap_rows * phase.tap_columns;
-    const Patches patches{dy.data<float>(), dy.dim(2), dy.dim(3), phase.columns, 1,
-                          (phase.y + args.pad_top) / args.stride, (phase.x + args.pad_left) / args.stride,
-                          phase.tap_rows, phase.tap_columns, -1};
+    const Patches patches{dy.data<float>(),
+                          dy.dim(2),
+                          dy.dim(3),
+                          phase.columns,
+                          1,
+                          (phase.y + args.pad_top) / args.stride,
+                          (phase.x + args.pad_left) / args.stride,
+                          phase.tap_rows,
+                          phase.tap_columns,
+                          -1};
     const PatchBatch batch{*scratch_->kernels.gemm, patches, outputs * dy.dim(2) * dy.dim(3)};
-    const PhaseWeights weights{weight.address(), store, channels, weight.dim(2), weight.dim(3), args.stride, phase};
+    const PhaseWeights weights{weight.address(), store,       channels, weight.dim(2),
+                               weight.dim(3),    args.stride, phase};
     const PhaseOutput output{dx.data<float>(), channels, dx.dim(2), dx.dim(3), args.stride, phase};
     const Gather left{PhaseWeights::pack, &weights}, right{PatchBatch::pixels, &batch};
     const Finish put{PhaseOutput::put, &output};
@@ -181,20 +200,22 @@ void CpuBackend::conv2d_backward_data(const Tensor& dx, const Tensor& dy, const 
   }
 }
 
-void CpuBackend::conv2d_backward_weight(const Tensor& dweight, const Tensor& dbias, const Tensor& dy, const Tensor& x,
-                                        const ConvArgs& args) {
+void CpuBackend::conv2d_backward_weight(const Tensor& dweight, const Tensor& dbias, const Tensor& dy,
+                                        const Tensor& x, const ConvArgs& args) {
   const std::int64_t images = x.dim(0), outputs = dy.dim(1), pixels = dy.dim(2) * dy.dim(3);
   const std::int64_t image = x.dim(1) * x.dim(2) * x.dim(3);
   if (images == 0) fill(dweight, 0);
   const Patches patches = patches_of(x, dweight, dy.dim(3), args);
   for (std::int64_t number = 0; number < images; ++number) {
-    const PatchBatch batch{*scratch_->kernels.gemm, PatchBatch{*scratch_->kernels.gemm, patches, image}.of(number), 0};
+    const PatchBatch batch{*scratch_->kernels.gemm,
+                           PatchBatch{*scratch_->kernels.gemm, patches, image}.of(number), 0};
     const Gather gather{PatchBatch::taps, &batch};
     Product p;
     p.rows = outputs, p.columns = dweight.dim(1) * dweight.dim(2) * dweight.dim(3), p.depth = pixels;
     p.a.panel = {dy.data<float>() + number * outputs * pixels, Store::f32, pixels, 1};
     p.b.gather = &gather;
-    if (is_pointwise(dweight, args)) p.b = {{x.data<float>() + number * image, Store::f32, pixels, 1}, {0, 0}, nullptr};
+    if (is_pointwise(dweight, args))
+      p.b = {{x.data<float>() + number * image, Store::f32, pixels, 1}, {0, 0}, nullptr};
     p.c = dweight.data<float>();
     p.c_row = p.columns;
     p.accumulate = number > 0;

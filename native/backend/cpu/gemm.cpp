@@ -7,13 +7,16 @@
 namespace danceflux::cpu {
 namespace {
 
-constexpr std::int64_t kDepth = 384;             // the usual block of K: a sliver of A and the rows of C under way stay in the first cache
-constexpr std::int64_t kNarrow = 64;             // below this the packing of A shows
-constexpr std::int64_t kLow = 96;                // below this the packing of B shows
-constexpr std::int64_t kStripFloats = 6144;      // packed rows of A at a time
-constexpr std::int64_t kGroupSlivers = 8;        // of A packed at a time when its rows are not dense: a cache line or more of each
-constexpr std::int64_t kNearLine = 512;          // floats from line to line up to which an operand is read where it lies
-constexpr double kTaskFlops = 5e5;               // less is not worth a second thread
+constexpr std::int64_t kDepth =
+    384;  // the usual block of K: a sliver of A and the rows of C under way stay in the first cache
+constexpr std::int64_t kNarrow = 64;         // below this the packing of A shows
+constexpr std::int64_t kLow = 96;            // below this the packing of B shows
+constexpr std::int64_t kStripFloats = 6144;  // packed rows of A at a time
+constexpr std::int64_t kGroupSlivers =
+    8;  // of A packed at a time when its rows are not dense: a cache line or more of each
+constexpr std::int64_t kNearLine =
+    512;                            // floats from line to line up to which an operand is read where it lies
+constexpr double kTaskFlops = 5e5;  // less is not worth a second thread
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
@@ -26,9 +29,9 @@ const void* shifted(const Panel& panel, std::int64_t elements) {
 
 // How C is cut into tasks.
 struct Grid {
-  std::int64_t rows, columns;              // of a rectangle
-  std::int64_t row_count, column_count;    // rectangles per batch entry
-  std::int64_t batches, batch_group;       // entries in all, entries per task
+  std::int64_t rows, columns;            // of a rectangle
+  std::int64_t row_count, column_count;  // rectangles per batch entry
+  std::int64_t batches, batch_group;     // entries in all, entries per task
   std::int64_t tasks() const { return ceil_div(batches, batch_group) * row_count * column_count; }
 };
 
@@ -40,18 +43,25 @@ Grid choose_grid(const Product& p, const Workspace& workspace, int threads) {
   grid.columns = std::min(wide / kernels.nr * kernels.nr, round_up(p.columns, kernels.nr));
   grid.rows = p.rows;
   grid.batch_group = 1;
-  const double each = 2.0 * static_cast<double>(p.rows) * static_cast<double>(p.columns) * static_cast<double>(std::max<std::int64_t>(p.depth, 1));
+  const double each = 2.0 * static_cast<double>(p.rows) * static_cast<double>(p.columns) *
+                      static_cast<double>(std::max<std::int64_t>(p.depth, 1));
   const double all = each * static_cast<double>(grid.batches);
   // several tasks per thread even out what neighbours on the machine take away
-  const auto wanted = threads == 1 ? 1 : std::clamp<std::int64_t>(static_cast<std::int64_t>(all / kTaskFlops), 1, 4 * threads);
+  const auto wanted =
+      threads == 1 ? 1
+                   : std::clamp<std::int64_t>(static_cast<std::int64_t>(all / kTaskFlops), 1, 4 * threads);
   if (grid.batches >= wanted) {
-    grid.batch_group = std::max<std::int64_t>(1, grid.batches / std::max<std::int64_t>(wanted, static_cast<std::int64_t>(all / (4 * kTaskFlops))));
+    grid.batch_group = std::max<std::int64_t>(
+        1, grid.batches / std::max<std::int64_t>(wanted, static_cast<std::int64_t>(all / (4 * kTaskFlops))));
   } else {
     const std::int64_t pieces = ceil_div(wanted, grid.batches);
     if (ceil_div(p.columns, grid.columns) < pieces)
-      grid.columns = std::max(round_up(ceil_div(p.columns, pieces), kernels.nr), round_up(kNarrow, kernels.nr));
+      grid.columns =
+          std::max(round_up(ceil_div(p.columns, pieces), kernels.nr), round_up(kNarrow, kernels.nr));
     const std::int64_t across = ceil_div(p.columns, grid.columns);
-    if (across < pieces) grid.rows = std::max(round_up(ceil_div(p.rows, ceil_div(pieces, across)), kernels.mr), round_up(kLow, kernels.mr));
+    if (across < pieces)
+      grid.rows = std::max(round_up(ceil_div(p.rows, ceil_div(pieces, across)), kernels.mr),
+                           round_up(kLow, kernels.mr));
   }
   grid.row_count = std::max<std::int64_t>(1, ceil_div(p.rows, grid.rows));
   grid.column_count = ceil_div(p.columns, grid.columns);
@@ -63,7 +73,8 @@ class Rectangle {
  public:
   Rectangle(const Product& p, const GemmKernels& kernels, const Grid& grid, float* memory)
       : p_(p), kernels_(kernels), blocks_(p.depth), memory_(memory) {
-    strip_rows_ = std::max<std::int64_t>(kernels.mr, kStripFloats / std::max<std::int64_t>(blocks_.size, 1) / kernels.mr * kernels.mr);
+    strip_rows_ = std::max<std::int64_t>(
+        kernels.mr, kStripFloats / std::max<std::int64_t>(blocks_.size, 1) / kernels.mr * kernels.mr);
     strip_rows_ = std::min(strip_rows_, round_up(grid.rows, kernels.mr));
     group_rows_ = std::max(strip_rows_, kGroupSlivers * kernels.mr / strip_rows_ * strip_rows_);
     b_at_ = group_rows_ / kernels.mr * std::max(kernels.mr * line_room(), a_sliver());
@@ -73,12 +84,14 @@ class Rectangle {
 
   std::int64_t floats() const { return size_; }
 
-  void run(std::int64_t batch, std::int64_t first_row, std::int64_t rows, std::int64_t first_column, std::int64_t columns) {
+  void run(std::int64_t batch, std::int64_t first_row, std::int64_t rows, std::int64_t first_column,
+           std::int64_t columns) {
     batch_ = batch, row_ = first_row, rows_ = rows, column_ = first_column, columns_ = columns;
     const std::int64_t outer = batch / p_.batch[1], inner = batch % p_.batch[1];
     a_ = entry(p_.a, outer, inner);
     b_ = entry(p_.b, outer, inner);
-    if (p_.c) c_ = p_.c + outer * p_.c_batch[0] + inner * p_.c_batch[1] + row_ * p_.c_row + column_ * p_.c_column;
+    if (p_.c)
+      c_ = p_.c + outer * p_.c_batch[0] + inner * p_.c_batch[1] + row_ * p_.c_row + column_ * p_.c_column;
     float* c = in_place() ? c_ : memory_ + c_at_;
     const std::int64_t c_row = in_place() ? p_.c_row : columns_;
     if (!in_place() && p_.accumulate) move_c<true>();
@@ -92,7 +105,8 @@ class Rectangle {
 
   static Panel entry(const Operand& operand, std::int64_t outer, std::int64_t inner) {
     Panel panel = operand.panel;
-    if (!operand.gather) panel.data = shifted(panel, outer * operand.batch_stride[0] + inner * operand.batch_stride[1]);
+    if (!operand.gather)
+      panel.data = shifted(panel, outer * operand.batch_stride[0] + inner * operand.batch_stride[1]);
     return panel;
   }
 
@@ -141,14 +155,16 @@ class Rectangle {
     return (a_.depth_stride == 1 ? a_.line_stride : a_.depth_stride) <= kNearLine || columns_ <= kernels_.nr;
   }
 
-  // A strip that lies along k is read by rows; else several strips are packed at once, to use whole cache lines.
+  // A strip that lies along k is read by rows; else several strips are packed at once, to use whole cache
+  // lines.
   void take_a(StripArgs& strip, std::int64_t i) {
     if (p_.a.gather == nullptr) {
       Panel part = a_;
       part.data = shifted(a_, (row_ + i) * a_.line_stride + k_ * a_.depth_stride);
       if (a_lies_near()) {
         strip.a = static_cast<const float*>(part.data);
-        strip.a_row = a_.line_stride, strip.a_depth = a_.depth_stride, strip.a_tile = kernels_.mr * a_.line_stride;
+        strip.a_row = a_.line_stride, strip.a_depth = a_.depth_stride,
+        strip.a_tile = kernels_.mr * a_.line_stride;
         return;
       }
       if (a_.depth_stride == 1) {
@@ -158,9 +174,11 @@ class Rectangle {
         return;
       }
       if (i % group_rows_ == 0)
-        kernels_.pack_interleaved(memory_, kernels_.mr, a_sliver(), part, std::min(group_rows_, rows_ - i), depth_);
+        kernels_.pack_interleaved(memory_, kernels_.mr, a_sliver(), part, std::min(group_rows_, rows_ - i),
+                                  depth_);
     } else if (depth_ > 0 && i % group_rows_ == 0) {
-      p_.a.gather->pack(p_.a.gather->self, memory_, kernels_.mr, a_sliver(), batch_, row_ + i, std::min(group_rows_, rows_ - i), k_, depth_);
+      p_.a.gather->pack(p_.a.gather->self, memory_, kernels_.mr, a_sliver(), batch_, row_ + i,
+                        std::min(group_rows_, rows_ - i), k_, depth_);
     }
     strip.a = memory_ + i % group_rows_ / kernels_.mr * a_sliver();
     strip.a_row = 1, strip.a_depth = kernels_.mr, strip.a_tile = a_sliver();
@@ -178,14 +196,16 @@ class Rectangle {
     const std::int64_t stride = along_k ? a_.line_stride : a_.depth_stride;
     const std::int64_t steps = ceil_div(columns_, kernels_.nr) * (unit / strip_rows_);
     const std::int64_t step = i % unit / strip_rows_ * ceil_div(columns_, kernels_.nr) + j / kernels_.nr;
-    const char* base = static_cast<const char*>(shifted(a_, (row_ + first) * a_.line_stride + k_ * a_.depth_stride));
+    const char* base =
+        static_cast<const char*>(shifted(a_, (row_ + first) * a_.line_stride + k_ * a_.depth_stride));
     const auto size = static_cast<std::int64_t>(size_of(a_.store));
     for (std::int64_t run = runs * step / steps; run < runs * (step + 1) / steps; ++run)
-      for (std::int64_t byte = 0; byte < length * size; byte += 64) __builtin_prefetch(base + run * stride * size + byte, 0, 2);
+      for (std::int64_t byte = 0; byte < length * size; byte += 64)
+        __builtin_prefetch(base + run * stride * size + byte, 0, 2);
   }
 
-  // B is packed when the first strip of A meets it: sliver by sliver where it lies along k (each is then used while fresh), all at
-  // once where it lies across (whole rows of memory are then read, not snippets).
+  // B is packed when the first strip of A meets it: sliver by sliver where it lies along k (each is then used
+  // while fresh), all at once where it lies across (whole rows of memory are then read, not snippets).
   void take_b(StripArgs& strip, bool first, std::int64_t j) {
     const bool whole = p_.b.gather || b_.line_stride == 1;
     const std::int64_t sliver = kernels_.nr * depth_, lines = whole ? columns_ : strip.columns;
@@ -194,7 +214,8 @@ class Rectangle {
     float* to = memory_ + b_at_ + j / kernels_.nr * sliver;
     const bool now = first && depth_ > 0 && (!whole || j == 0);
     if (p_.b.gather) {
-      if (now) p_.b.gather->pack(p_.b.gather->self, to, kernels_.nr, sliver, batch_, column_ + j, lines, k_, depth_);
+      if (now)
+        p_.b.gather->pack(p_.b.gather->self, to, kernels_.nr, sliver, batch_, column_ + j, lines, k_, depth_);
       return;
     }
     Panel part = b_;
@@ -208,7 +229,8 @@ class Rectangle {
   }
 
   bool b_lies_near() const {
-    return b_.store == Store::f32 && b_.line_stride == 1 && (rows_ <= kernels_.mr || b_.depth_stride <= kNearLine);
+    return b_.store == Store::f32 && b_.line_stride == 1 &&
+           (rows_ <= kernels_.mr || b_.depth_stride <= kNearLine);
   }
 
   const Product& p_;
@@ -235,9 +257,10 @@ Product upright(const Product& product) {
 
 // Batch entries that share B and follow each other in A and C are more rows of one product.
 void fold_batch(Product& p, int axis) {
-  const bool foldable = p.batch[axis] > 1 && !p.a.gather && !p.b.gather && p.b.batch_stride[axis] == 0 && !p.row_bias && !p.finish &&
-                        p.a.batch_stride[axis] == p.rows * p.a.panel.line_stride && p.c_batch[axis] == p.rows * p.c_row &&
-                        (axis == 1 || p.batch[1] == 1);
+  const bool foldable = p.batch[axis] > 1 && !p.a.gather && !p.b.gather && p.b.batch_stride[axis] == 0 &&
+                        !p.row_bias && !p.finish &&
+                        p.a.batch_stride[axis] == p.rows * p.a.panel.line_stride &&
+                        p.c_batch[axis] == p.rows * p.c_row && (axis == 1 || p.batch[1] == 1);
   if (!foldable) return;
   p.rows *= p.batch[axis];
   p.batch[axis] = 1;
@@ -258,14 +281,16 @@ void multiply(const Product& product, ThreadPool& threads, Workspace& workspace)
   if (p.rows == 0 || p.columns == 0 || p.batch[0] * p.batch[1] == 0) return;
   const GemmKernels& kernels = *workspace.kernels.gemm;
   const Grid grid = choose_grid(p, workspace, threads.threads());
-  workspace.reserve_workers(static_cast<std::size_t>(Rectangle(p, kernels, grid, nullptr).floats()) * sizeof(float));
+  workspace.reserve_workers(static_cast<std::size_t>(Rectangle(p, kernels, grid, nullptr).floats()) *
+                            sizeof(float));
   threads.run(grid.tasks(), [&](std::int64_t task, int worker) {
     Rectangle rectangle(p, kernels, grid, workspace.worker(worker));
     const std::int64_t column = task / grid.row_count % grid.column_count * grid.columns;
     const std::int64_t row = task % grid.row_count * grid.rows;
     const std::int64_t first = task / (grid.row_count * grid.column_count) * grid.batch_group;
     for (std::int64_t batch = first; batch < std::min(first + grid.batch_group, grid.batches); ++batch)
-      rectangle.run(batch, row, std::min(grid.rows, p.rows - row), column, std::min(grid.columns, p.columns - column));
+      rectangle.run(batch, row, std::min(grid.rows, p.rows - row), column,
+                    std::min(grid.columns, p.columns - column));
   });
 }
 

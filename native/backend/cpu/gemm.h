@@ -1,8 +1,8 @@
 // Matrix products on all threads: C = alpha A B (+ C) (+ bias), batched, in any layout.
 //
-// M rows of A and C, N columns of B and C, K depth. Each task owns a rectangle of C and walks all of K itself, packing what it
-// needs into its worker's memory; so there is one fork and one join per product and nothing to wait for in between. Which
-// rectangles are cut has no influence on the bits (see gemm_kernels.h).
+// M rows of A and C, N columns of B and C, K depth. Each task owns a rectangle of C and walks all of K
+// itself, packing what it needs into its worker's memory; so there is one fork and one join per product and
+// nothing to wait for in between. Which rectangles are cut has no influence on the bits (see gemm_kernels.h).
 #pragma once
 #include <cstdint>
 
@@ -12,11 +12,12 @@
 
 namespace danceflux::cpu {
 
-/// An operand that is not a strided matrix (the patches of a convolution). Writes lines first_line .. +lines, depths first_k .. +depth
-/// of batch entry `batch` as slivers of `width` lines, `sliver` floats apart, as GemmKernels::pack_interleaved does.
+/// An operand that is not a strided matrix (the patches of a convolution). Writes lines first_line .. +lines,
+/// depths first_k .. +depth of batch entry `batch` as slivers of `width` lines, `sliver` floats apart, as
+/// GemmKernels::pack_interleaved does.
 struct Gather {
-  void (*pack)(const void* self, float* to, int width, std::int64_t sliver, std::int64_t batch, std::int64_t first_line, std::int64_t lines,
-               std::int64_t first_k, std::int64_t depth);
+  void (*pack)(const void* self, float* to, int width, std::int64_t sliver, std::int64_t batch,
+               std::int64_t first_line, std::int64_t lines, std::int64_t first_k, std::int64_t depth);
   const void* self;
 };
 
@@ -26,10 +27,11 @@ struct Operand {
   const Gather* gather = nullptr;         // instead of the panel
 };
 
-/// Called with each rectangle of C once it is complete and still in the cache. When the product has no c, this is where it goes.
+/// Called with each rectangle of C once it is complete and still in the cache. When the product has no c,
+/// this is where it goes.
 struct Finish {
-  void (*call)(const void* self, float* c, std::int64_t c_row, std::int64_t batch, std::int64_t first_row, std::int64_t rows,
-               std::int64_t first_column, std::int64_t columns);
+  void (*call)(const void* self, float* c, std::int64_t c_row, std::int64_t batch, std::int64_t first_row,
+               std::int64_t rows, std::int64_t first_column, std::int64_t columns);
   const void* self;
 };
 

@@ -1,8 +1,9 @@
-// What a matrix product needs of an instruction set. Plain data and function pointers: included by the files in isa/.
+// What a matrix product needs of an instruction set. Plain data and function pointers: included by the files
+// in isa/.
 //
-// The law of bits: an element of C is, for each block of K in order, one chain acc = fma(a[k], b[k], acc) from zero over rising k, then
-// c = fma(alpha, acc, c). It does not matter which tile, packed or not, which edge or which lane computes it.
-// M rows of A and C, N columns of B and C, K depth.
+// The law of bits: an element of C is, for each block of K in order, one chain acc = fma(a[k], b[k], acc)
+// from zero over rising k, then c = fma(alpha, acc, c). It does not matter which tile, packed or not, which
+// edge or which lane computes it. M rows of A and C, N columns of B and C, K depth.
 #pragma once
 #include <cstdint>
 
@@ -30,7 +31,7 @@ struct StripArgs {
   float* c;
   std::int64_t c_row;
   float alpha;
-  bool load_c;        // c += instead of c =
+  bool load_c;  // c += instead of c =
   // added after alpha; or null
   const float* column_bias;
   const float* row_bias;
@@ -41,18 +42,20 @@ struct GemmKernels {
   int lanes;   // of a vector; nr is a multiple
   /// Any number of rows; at most nr columns.
   void (*strip)(const StripArgs& args);
-  /// Slivers of `width` lines (mr or nr), `sliver` floats from one to the next, which is at least width * depth and kSliverSlack more
-  /// when the width is no multiple of a vector: to[(line / width) * sliver + k * width + line % width] = panel(line, k).
-  /// What lies past the last line of the last sliver is never used.
-  void (*pack_interleaved)(float* to, int width, std::int64_t sliver, const Panel& panel, std::int64_t lines, std::int64_t depth);
+  /// Slivers of `width` lines (mr or nr), `sliver` floats from one to the next, which is at least width *
+  /// depth and kSliverSlack more when the width is no multiple of a vector: to[(line / width) * sliver + k *
+  /// width + line % width] = panel(line, k). What lies past the last line of the last sliver is never used.
+  void (*pack_interleaved)(float* to, int width, std::int64_t sliver, const Panel& panel, std::int64_t lines,
+                           std::int64_t depth);
   /// to[line * to_line + k] = panel(line, k), for panels whose depth stride is 1.
-  void (*pack_rows)(float* to, std::int64_t to_line, const Panel& panel, std::int64_t lines, std::int64_t depth);
+  void (*pack_rows)(float* to, std::int64_t to_line, const Panel& panel, std::int64_t lines,
+                    std::int64_t depth);
   /// As pack_interleaved, nr wide, of at most kMaxColumns lines. Lines are pixels and k runs over taps:
-  void (*pack_pixels)(float* to, std::int64_t sliver, const Patches& patches, std::int64_t first_pixel, std::int64_t pixels,
-                      std::int64_t first_tap, std::int64_t taps);
+  void (*pack_pixels)(float* to, std::int64_t sliver, const Patches& patches, std::int64_t first_pixel,
+                      std::int64_t pixels, std::int64_t first_tap, std::int64_t taps);
   /// Lines are taps and k runs over pixels:
-  void (*pack_taps)(float* to, std::int64_t sliver, const Patches& patches, std::int64_t first_tap, std::int64_t taps,
-                    std::int64_t first_pixel, std::int64_t pixels);
+  void (*pack_taps)(float* to, std::int64_t sliver, const Patches& patches, std::int64_t first_tap,
+                    std::int64_t taps, std::int64_t first_pixel, std::int64_t pixels);
 };
 
 }  // namespace danceflux::cpu

@@ -10,11 +10,11 @@
 #include "core/error.h"
 
 // The tables that isa/*.cpp define for one instruction set.
-#define DANCEFLUX_TABLES(isa)                       \
-  namespace isa {                                   \
-  extern const GemmKernels gemm_kernels;            \
-  extern const AttentionKernels attention_kernels;  \
-  const RowKernels& row_kernels();                  \
+#define DANCEFLUX_TABLES(isa)                      \
+  namespace isa {                                  \
+  extern const GemmKernels gemm_kernels;           \
+  extern const AttentionKernels attention_kernels; \
+  const RowKernels& row_kernels();                 \
   }
 #define DANCEFLUX_CANDIDATE(isa, runs_here) \
   { #isa, &isa_##isa::gemm_kernels, &isa_##isa::attention_kernels, isa_##isa::row_kernels, runs_here }
@@ -53,7 +53,8 @@ bool os_saves(unsigned state) {
 }
 
 bool has_avx2() {
-  return os_saves(0x6) && has_all(CpuId(1, 0).c, bit_AVX | bit_FMA | bit_F16C) && has_all(CpuId(7, 0).b, bit_AVX2);
+  return os_saves(0x6) && has_all(CpuId(1, 0).c, bit_AVX | bit_FMA | bit_F16C) &&
+         has_all(CpuId(7, 0).b, bit_AVX2);
 }
 bool has_avx512() {
   return has_avx2() && os_saves(0xe6) &&

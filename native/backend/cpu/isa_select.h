@@ -1,4 +1,5 @@
-// Which compiled instruction set runs. Every file in isa/ is compiled once per set; each set has three tables, and this picks among them.
+// Which compiled instruction set runs. Every file in isa/ is compiled once per set; each set has three
+// tables, and this picks among them.
 #pragma once
 #include <string>
 #include <vector>

@@ -6,7 +6,8 @@ namespace danceflux::cpu {
 
 enum class Store : std::uint8_t { f32, bf16, f16 };
 
-/// Element (line, k) is at data + line * line_stride + k * depth_stride. A line is a row of A or a column of B; k runs along the sum.
+/// Element (line, k) is at data + line * line_stride + k * depth_stride. A line is a row of A or a column of
+/// B; k runs along the sum.
 struct Panel {
   const void* data;
   Store store;

@@ -14,7 +14,8 @@
 namespace danceflux::cpu {
 namespace {
 
-// Longer than the gap between two ops of a running job, shorter than anything a person or an event loop notices.
+// Longer than the gap between two ops of a running job, shorter than anything a person or an event loop
+// notices.
 constexpr auto kSpin = std::chrono::microseconds(30);
 
 inline void pause_core() {
@@ -46,9 +47,10 @@ int allowed_cores() {
 
 }  // namespace
 
-// A task is claimed by counting `unclaimed` down. Whoever succeeds may read `body` and `total`: run() cannot return, and so cannot
-// change them, before that task is counted in `finished`. A worker that wakes late finds nothing to claim and no harm is done.
-// Sleeping is a handshake of two flags each way (store mine, then read yours, both sequentially consistent), so no wake-up is lost.
+// A task is claimed by counting `unclaimed` down. Whoever succeeds may read `body` and `total`: run() cannot
+// return, and so cannot change them, before that task is counted in `finished`. A worker that wakes late
+// finds nothing to claim and no harm is done. Sleeping is a handshake of two flags each way (store mine, then
+// read yours, both sequentially consistent), so no wake-up is lost.
 struct ThreadPool::Shared {
   alignas(64) std::atomic<std::int64_t> unclaimed{0};
   alignas(64) std::atomic<std::int64_t> finished{0};
@@ -72,7 +74,8 @@ void ThreadPool::Shared::drain(int worker) {
     if (!unclaimed.compare_exchange_weak(left, left - 1)) continue;
     const std::int64_t count = total;
     (*body)(count - left, worker);
-    // the last one: after this addition the caller may already be in its next run, so only the mutex and flags are touched
+    // the last one: after this addition the caller may already be in its next run, so only the mutex and
+    // flags are touched
     if (finished.fetch_add(1) + 1 == count && caller_sleeps.load()) {
       std::lock_guard lock(mutex);
       done.notify_one();

@@ -39,7 +39,8 @@ void* Buffer::reserve(std::size_t bytes) {
   return address_;
 }
 
-Workspace::Workspace(const IsaKernels& isa, int threads) : kernels(isa), workers(static_cast<std::size_t>(threads)) {
+Workspace::Workspace(const IsaKernels& isa, int threads)
+    : kernels(isa), workers(static_cast<std::size_t>(threads)) {
 #if defined(_SC_LEVEL2_CACHE_SIZE)
   const long found = sysconf(_SC_LEVEL2_CACHE_SIZE);
   if (found > 0) second_cache = std::max<std::int64_t>(found, std::int64_t{1} << 18);

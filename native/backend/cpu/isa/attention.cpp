@@ -8,17 +8,21 @@ namespace {
 
 constexpr float kNone = -__builtin_inff();
 
-DF_INLINE Vec greater(Vec a, Vec b) { return select(a > b, a, b); }  // may lose a NaN: exp(score - highest) brings it back
+DF_INLINE Vec greater(Vec a, Vec b) {
+  return select(a > b, a, b);
+}  // may lose a NaN: exp(score - highest) brings it back
 
 DF_INLINE float greatest_lane(Vec v) {
 #if defined(__AVX512F__)
-  const auto half = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7), other = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  const auto half = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
+             other = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
   const auto eight = half > other ? half : other;
 #else
   const auto eight = v;
 #endif
 #if defined(__AVX2__)
-  const auto low = __builtin_shufflevector(eight, eight, 0, 1, 2, 3), high = __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+  const auto low = __builtin_shufflevector(eight, eight, 0, 1, 2, 3),
+             high = __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
   const auto four = low > high ? low : high;
 #else
   const auto four = eight;

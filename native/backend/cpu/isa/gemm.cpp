@@ -1,4 +1,5 @@
-// The register tile of matrix products: kRows x (kVectors * kLanes) sums held in registers over one block of K.
+// The register tile of matrix products: kRows x (kVectors * kLanes) sums held in registers over one block of
+// K.
 #include "backend/cpu/gemm_kernels.h"
 #include "backend/cpu/isa/gemm_kernels_isa.h"
 #include "backend/cpu/isa/register_tile.h"
@@ -85,15 +86,23 @@ void strip_of(const StripArgs& t) {
   using Tile = void (*)(const StripArgs&, int64_t);
   static constexpr Tile kTail[kRows] = {
 #define DANCEFLUX_TAIL(m) tile<(m <= kRows ? m : 1), V>
-      DANCEFLUX_TAIL(1),  DANCEFLUX_TAIL(2),  DANCEFLUX_TAIL(3),  DANCEFLUX_TAIL(4),
+    DANCEFLUX_TAIL(1),
+    DANCEFLUX_TAIL(2),
+    DANCEFLUX_TAIL(3),
+    DANCEFLUX_TAIL(4),
 #if !DANCEFLUX_ISA_PORTABLE
-      DANCEFLUX_TAIL(5),  DANCEFLUX_TAIL(6),
+    DANCEFLUX_TAIL(5),
+    DANCEFLUX_TAIL(6),
 #endif
 #if DANCEFLUX_ISA_NEON || DANCEFLUX_ISA_AVX512
-      DANCEFLUX_TAIL(7),  DANCEFLUX_TAIL(8),
+    DANCEFLUX_TAIL(7),
+    DANCEFLUX_TAIL(8),
 #endif
 #if DANCEFLUX_ISA_AVX512
-      DANCEFLUX_TAIL(9),  DANCEFLUX_TAIL(10), DANCEFLUX_TAIL(11), DANCEFLUX_TAIL(12),
+    DANCEFLUX_TAIL(9),
+    DANCEFLUX_TAIL(10),
+    DANCEFLUX_TAIL(11),
+    DANCEFLUX_TAIL(12),
 #endif
   };
   int64_t row = 0;
@@ -111,6 +120,7 @@ void strip(const StripArgs& t) {
 }  // namespace
 
 extern const GemmKernels gemm_kernels;
-const GemmKernels gemm_kernels = {kRows, kColumns, kLanes, strip, pack_interleaved, pack_rows, pack_pixels, pack_taps};
+const GemmKernels gemm_kernels = {kRows,     kColumns,    kLanes,   strip, pack_interleaved,
+                                  pack_rows, pack_pixels, pack_taps};
 
 }  // namespace danceflux::cpu::DANCEFLUX_ISA_NAMESPACE

@@ -16,12 +16,16 @@ struct F32 {
 struct Bf16 {
   using Type = std::uint16_t;
   DF_INLINE static Vec many(const std::uint16_t* p) { return widen_bf16(load_as<HalfVec>(p)); }
-  DF_INLINE static Vec some(const std::uint16_t* p, int64_t count) { return widen_bf16(load_half_tail(p, count)); }
+  DF_INLINE static Vec some(const std::uint16_t* p, int64_t count) {
+    return widen_bf16(load_half_tail(p, count));
+  }
 };
 struct F16 {
   using Type = std::uint16_t;
   DF_INLINE static Vec many(const std::uint16_t* p) { return widen_f16(load_as<HalfVec>(p)); }
-  DF_INLINE static Vec some(const std::uint16_t* p, int64_t count) { return widen_f16(load_half_tail(p, count)); }
+  DF_INLINE static Vec some(const std::uint16_t* p, int64_t count) {
+    return widen_f16(load_half_tail(p, count));
+  }
 };
 
 template <class From>
@@ -35,13 +39,15 @@ constexpr int64_t kFarStride = 1024;
 
 // One sliver of a panel whose lines are runs of k: squares are transposed in registers.
 template <class From>
-DF_INLINE void interleave_sliver(float* to, int width, const typename From::Type* from, int64_t line_stride, int64_t lines,
-                                 int64_t depth) {
-  // Runs of a large matrix are too short for the hardware to learn them; the same place of the next lines is what comes next.
+DF_INLINE void interleave_sliver(float* to, int width, const typename From::Type* from, int64_t line_stride,
+                                 int64_t lines, int64_t depth) {
+  // Runs of a large matrix are too short for the hardware to learn them; the same place of the next lines is
+  // what comes next.
   const bool far = line_stride >= kFarStride;
   for (int64_t line = 0; line < lines; line += kLanes) {
     const typename From::Type* source[kLanes];  // past the last line: that line again
-    for (int i = 0; i < kLanes; ++i) source[i] = from + (line + i < lines ? line + i : lines - 1) * line_stride;
+    for (int i = 0; i < kLanes; ++i)
+      source[i] = from + (line + i < lines ? line + i : lines - 1) * line_stride;
     int64_t k = 0;
     for (; k + kLanes <= depth; k += kLanes) {
       Vec row[kLanes];
@@ -63,7 +69,8 @@ DF_INLINE void interleave_sliver(float* to, int width, const typename From::Type
 }
 
 template <class From>
-void interleave_depth_runs(float* to, int width, int64_t sliver, const Panel& panel, int64_t lines, int64_t depth) {
+void interleave_depth_runs(float* to, int width, int64_t sliver, const Panel& panel, int64_t lines,
+                           int64_t depth) {
   const auto* from = static_cast<const typename From::Type*>(panel.data);
   for (int64_t line = 0; line < lines; line += width, to += sliver)
     interleave_sliver<From>(to, width, from + line * panel.line_stride, panel.line_stride,
@@ -86,49 +93,63 @@ void interleave_line_runs(float* to, int64_t sliver, const Panel& panel, int64_t
 #pragma GCC unroll 4
       for (int i = 0; i < kWhole; i += kLanes) store(at + i, From::many(from + line + i));
     }
-    for (; line < lines; line += kWidth, at += sliver) copy_run<From>(at, from + line, kWidth < lines - line ? kWidth : lines - line);
+    for (; line < lines; line += kWidth, at += sliver)
+      copy_run<From>(at, from + line, kWidth < lines - line ? kWidth : lines - line);
   }
 }
 
 template <class From>
-void interleave_scattered(float* to, int width, int64_t sliver, const Panel& panel, int64_t lines, int64_t depth) {
+void interleave_scattered(float* to, int width, int64_t sliver, const Panel& panel, int64_t lines,
+                          int64_t depth) {
   const auto* from = static_cast<const typename From::Type*>(panel.data);
   for (int64_t first = 0; first < lines; first += width, to += sliver)
     for (int64_t k = 0; k < depth; ++k)
       for (int64_t line = 0; line < width && first + line < lines; ++line)
-        to[k * width + line] = From::some(from + (first + line) * panel.line_stride + k * panel.depth_stride, 1)[0];
+        to[k * width + line] =
+            From::some(from + (first + line) * panel.line_stride + k * panel.depth_stride, 1)[0];
 }
 
 template <class From>
 void interleave(float* to, int width, int64_t sliver, const Panel& panel, int64_t lines, int64_t depth) {
-  if (panel.line_stride == 1 && width == kRows) return interleave_line_runs<From, kRows>(to, sliver, panel, lines, depth);
-  if (panel.line_stride == 1 && width == kColumns) return interleave_line_runs<From, kColumns>(to, sliver, panel, lines, depth);
+  if (panel.line_stride == 1 && width == kRows)
+    return interleave_line_runs<From, kRows>(to, sliver, panel, lines, depth);
+  if (panel.line_stride == 1 && width == kColumns)
+    return interleave_line_runs<From, kColumns>(to, sliver, panel, lines, depth);
   // squares are stored as whole vectors
-  if (panel.depth_stride == 1 && width % kLanes == 0) return interleave_depth_runs<From>(to, width, sliver, panel, lines, depth);
+  if (panel.depth_stride == 1 && width % kLanes == 0)
+    return interleave_depth_runs<From>(to, width, sliver, panel, lines, depth);
   interleave_scattered<From>(to, width, sliver, panel, lines, depth);
 }
 
 template <class From>
 void copy_lines(float* to, int64_t to_line, const Panel& panel, int64_t lines, int64_t depth) {
   const auto* from = static_cast<const typename From::Type*>(panel.data);
-  for (int64_t line = 0; line < lines; ++line) copy_run<From>(to + line * to_line, from + line * panel.line_stride, depth);
+  for (int64_t line = 0; line < lines; ++line)
+    copy_run<From>(to + line * to_line, from + line * panel.line_stride, depth);
 }
 
 }  // namespace
 
-void pack_interleaved(float* to, int width, int64_t sliver, const Panel& panel, int64_t lines, int64_t depth) {
+void pack_interleaved(float* to, int width, int64_t sliver, const Panel& panel, int64_t lines,
+                      int64_t depth) {
   switch (panel.store) {
-    case Store::f32: return interleave<F32>(to, width, sliver, panel, lines, depth);
-    case Store::bf16: return interleave<Bf16>(to, width, sliver, panel, lines, depth);
-    case Store::f16: return interleave<F16>(to, width, sliver, panel, lines, depth);
+    case Store::f32:
+      return interleave<F32>(to, width, sliver, panel, lines, depth);
+    case Store::bf16:
+      return interleave<Bf16>(to, width, sliver, panel, lines, depth);
+    case Store::f16:
+      return interleave<F16>(to, width, sliver, panel, lines, depth);
   }
 }
 
 void pack_rows(float* to, int64_t to_line, const Panel& panel, int64_t lines, int64_t depth) {
   switch (panel.store) {
-    case Store::f32: return copy_lines<F32>(to, to_line, panel, lines, depth);
-    case Store::bf16: return copy_lines<Bf16>(to, to_line, panel, lines, depth);
-    case Store::f16: return copy_lines<F16>(to, to_line, panel, lines, depth);
+    case Store::f32:
+      return copy_lines<F32>(to, to_line, panel, lines, depth);
+    case Store::bf16:
+      return copy_lines<Bf16>(to, to_line, panel, lines, depth);
+    case Store::f16:
+      return copy_lines<F16>(to, to_line, panel, lines, depth);
   }
 }
 

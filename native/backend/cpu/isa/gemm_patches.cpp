@@ -23,7 +23,8 @@ DF_INLINE void copy_run(float* to, const float* from, int64_t count) {
 
 // `count` samples, `stride` apart, of row y of a channel from column x on; zeros where there is no image.
 template <bool kUnitStride>
-DF_INLINE void copy_span(float* to, const Patches& p, const float* channel, int64_t y, int64_t x, int64_t count) {
+DF_INLINE void copy_span(float* to, const Patches& p, const float* channel, int64_t y, int64_t x,
+                         int64_t count) {
   if (y < 0 || y >= p.height) return zero_run(to, count);
   const float* from = channel + y * p.width + x;
   const int64_t stride = kUnitStride ? 1 : p.stride;
@@ -49,13 +50,16 @@ struct Span {
   int64_t at, count, y, x;  // `at` in the packed block
 };
 
-int find_spans(Span (&spans)[kMaxColumns], const Patches& p, int64_t sliver, int64_t first_pixel, int64_t pixels) {
+int find_spans(Span (&spans)[kMaxColumns], const Patches& p, int64_t sliver, int64_t first_pixel,
+               int64_t pixels) {
   int found = 0;
   int64_t row = first_pixel / p.pixel_columns, column = first_pixel % p.pixel_columns;
   for (int64_t line = 0; line < pixels;) {
-    const int64_t end = line / kColumns * kColumns + kColumns < pixels ? line / kColumns * kColumns + kColumns : pixels;
+    const int64_t end =
+        line / kColumns * kColumns + kColumns < pixels ? line / kColumns * kColumns + kColumns : pixels;
     const int64_t left = p.pixel_columns - column, count = end - line < left ? end - line : left;
-    spans[found++] = {line / kColumns * sliver + line % kColumns, count, row * p.stride + p.origin_y, column * p.stride + p.origin_x};
+    spans[found++] = {line / kColumns * sliver + line % kColumns, count, row * p.stride + p.origin_y,
+                      column * p.stride + p.origin_x};
     line += count, column += count;
     if (column == p.pixel_columns) column = 0, ++row;
   }
@@ -77,9 +81,11 @@ struct Tap {
   }
 };
 
-// All slivers of a tap before the next tap: an image row is read once, end to end, and its shifted copies come from the cache.
+// All slivers of a tap before the next tap: an image row is read once, end to end, and its shifted copies
+// come from the cache.
 template <bool kUnitStride>
-void pack_pixel_spans(float* to, int64_t sliver, const Patches& p, int64_t first_pixel, int64_t pixels, int64_t first_tap, int64_t taps) {
+void pack_pixel_spans(float* to, int64_t sliver, const Patches& p, int64_t first_pixel, int64_t pixels,
+                      int64_t first_tap, int64_t taps) {
   Span spans[kMaxColumns];
   const int count = find_spans(spans, p, sliver, first_pixel, pixels);
   Tap tap(p, first_tap);
@@ -106,17 +112,20 @@ void gather_tap(float* to, const Patches& p, const Tap& tap, int64_t first_pixel
 
 }  // namespace
 
-void pack_pixels(float* to, int64_t sliver, const Patches& p, int64_t first_pixel, int64_t pixels, int64_t first_tap, int64_t taps) {
+void pack_pixels(float* to, int64_t sliver, const Patches& p, int64_t first_pixel, int64_t pixels,
+                 int64_t first_tap, int64_t taps) {
   p.stride == 1 ? pack_pixel_spans<true>(to, sliver, p, first_pixel, pixels, first_tap, taps)
                 : pack_pixel_spans<false>(to, sliver, p, first_pixel, pixels, first_tap, taps);
 }
 
-void pack_taps(float* to, int64_t sliver, const Patches& p, int64_t first_tap, int64_t taps, int64_t first_pixel, int64_t pixels) {
+void pack_taps(float* to, int64_t sliver, const Patches& p, int64_t first_tap, int64_t taps,
+               int64_t first_pixel, int64_t pixels) {
   float rows[kLanes][kMaxDepth + kLanes];
   for (int64_t line = 0; line < taps; line += kLanes) {
     for (int i = 0; i < kLanes && line + i < taps; ++i) {
       const Tap tap(p, first_tap + line + i);
-      p.stride == 1 ? gather_tap<true>(rows[i], p, tap, first_pixel, pixels) : gather_tap<false>(rows[i], p, tap, first_pixel, pixels);
+      p.stride == 1 ? gather_tap<true>(rows[i], p, tap, first_pixel, pixels)
+                    : gather_tap<false>(rows[i], p, tap, first_pixel, pixels);
     }
     float* at = to + line / kColumns * sliver + line % kColumns;
     for (int64_t k = 0; k < pixels; k += kLanes) {

@@ -1,14 +1,16 @@
 // Squares of floats transposed in registers.
 #pragma once
 #if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // g++ 12 takes _mm512_undefined_ps of its own headers for a mistake
+#pragma GCC diagnostic ignored \
+    "-Wmaybe-uninitialized"  // g++ 12 takes _mm512_undefined_ps of its own headers for a mistake
 #endif
 #include "backend/cpu/simd.h"
 
 namespace danceflux::cpu::DANCEFLUX_ISA_NAMESPACE {
 namespace {
 
-// Writes column k of the kLanes rows to to + k * width. Each step doubles the length of the runs that belong together.
+// Writes column k of the kLanes rows to to + k * width. Each step doubles the length of the runs that belong
+// together.
 #if DANCEFLUX_ISA_AVX512
 DF_INLINE void store_transposed(float* to, int64_t width, Vec (&row)[16]) {
   Vec pair[16], quad[16];
@@ -28,7 +30,8 @@ DF_INLINE void store_transposed(float* to, int64_t width, Vec (&row)[16]) {
   }
 #pragma GCC unroll 4
   for (int k = 0; k < 4; ++k) {
-    const Vec a = _mm512_shuffle_f32x4(quad[k], quad[4 + k], 0x44), b = _mm512_shuffle_f32x4(quad[k], quad[4 + k], 0xee);
+    const Vec a = _mm512_shuffle_f32x4(quad[k], quad[4 + k], 0x44),
+              b = _mm512_shuffle_f32x4(quad[k], quad[4 + k], 0xee);
     const Vec c = _mm512_shuffle_f32x4(quad[8 + k], quad[12 + k], 0x44);
     const Vec d = _mm512_shuffle_f32x4(quad[8 + k], quad[12 + k], 0xee);
     store(to + k * width, _mm512_shuffle_f32x4(a, c, 0x88));
