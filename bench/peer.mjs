@@ -74,9 +74,11 @@ export async function alternate(repeat, ours, theirs) {
   return { ours: median(times[0]), theirs: theirs ? median(times[1]) : null };
 }
 
-/** Seconds of an asynchronous piece of work. */
-export async function seconds(work) {
+/** Seconds of an asynchronous piece of work; of the processor (all threads of this process) when `cpuTime`. */
+export async function seconds(work, cpuTime = false) {
   const started = performance.now();
+  const before = process.cpuUsage();
   await work();
-  return (performance.now() - started) / 1000;
+  const { user, system } = process.cpuUsage(before);
+  return cpuTime ? (user + system) / 1e6 : (performance.now() - started) / 1000;
 }

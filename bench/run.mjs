@@ -1,4 +1,4 @@
-// npm run bench -- NAME [--json] [--threads N] [--repeat N]
+// npm run bench -- NAME [--json] [--threads N] [--repeat N] [--cpu-time]
 //
 //   ops     every op of the case table on this device (GFLOP/s, GB/s)
 //   step    one GRPO iteration of tiny-shapes, stage by stage, beside the same in eager PyTorch
@@ -7,6 +7,8 @@
 //
 // With --json one object per line: name, ours, theirs, ratio (theirs / ours for times), unit, checked. PyTorch is found through
 // DANCEFLUX_PYTHON (a Python with torch, diffusers, transformers and safetensors); without it `theirs` is null.
+// --cpu-time counts processor seconds of each process in place of wall time, for machines that others use too; with --threads 1, since
+// threads that wait in a loop count as well.
 import { parseArgs } from "node:util";
 
 const BENCHES = ["ops", "step", "wide", "memory"];
@@ -16,6 +18,7 @@ const { values: options, positionals } = parseArgs({
     json: { type: "boolean", default: false },
     threads: { type: "string", default: "2" },
     repeat: { type: "string", default: "3" },
+    "cpu-time": { type: "boolean", default: false },
   },
 });
 const [name] = positionals;
@@ -40,5 +43,10 @@ function report({ name, ours, theirs = null, unit, checked, note }) {
 
 const { run } = await import(`./${name}.mjs`);
 if (!options.json) console.log(`${"".padEnd(34)}${"ours".padStart(10)}${"PyTorch".padStart(10)}`);
-const good = await run({ report, threads: Number(options.threads), repeat: Number(options.repeat) });
+const good = await run({
+  report,
+  threads: Number(options.threads),
+  repeat: Number(options.repeat),
+  cpuTime: options["cpu-time"],
+});
 process.exit(good === false ? 1 : 0);

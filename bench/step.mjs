@@ -203,7 +203,7 @@ async function check(ours, peer) {
   return { errors, images, latents, shared };
 }
 
-export async function run({ report, threads, repeat }) {
+export async function run({ report, threads, repeat, cpuTime }) {
   const ours = await openOurs(threads);
   const peer = await startPeer(fileURLToPath(new URL("peers/tiny_step.py", import.meta.url)), [
     threads,
@@ -245,15 +245,15 @@ export async function run({ report, threads, repeat }) {
   for (const [name, [work, command]] of Object.entries(stages)) {
     const result = await alternate(
       repeat,
-      () => seconds(work),
-      peer && (async () => (await peer.ask(command)).seconds),
+      () => seconds(work, cpuTime),
+      peer && (async () => (await peer.ask(command))[cpuTime ? "cpuSeconds" : "seconds"]),
     );
     const agreed = peer ? checked.errors[name] <= AGREE : false;
     good &&= agreed || !peer;
     report({
       name: `step/${name}`,
       ...result,
-      unit: "s",
+      unit: cpuTime ? "CPU s" : "s",
       checked: agreed,
       note: peer && `difference ${checked.errors[name].toExponential(1)}`,
     });

@@ -25,9 +25,10 @@ class Peer:
         print(json.dumps({"ready": torch.__version__}), flush=True)
         for line in sys.stdin:
             command = json.loads(line)
-            started = time.perf_counter()
+            started, used = time.perf_counter(), time.process_time()
             result = commands[command.pop("do")](**command) or {}
-            print(json.dumps({"seconds": time.perf_counter() - started, **result}), flush=True)
+            times = {"seconds": time.perf_counter() - started, "cpuSeconds": time.process_time() - used}
+            print(json.dumps({**times, **result}), flush=True)
 
 
 def peak_memory():
