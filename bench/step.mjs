@@ -260,7 +260,7 @@ export async function run({ report, threads, repeat, cpuTime }) {
     sum.ours += result.ours;
     if (peer) sum.theirs += result.theirs;
   }
-  report({ name: "step/iteration", ...sum, unit: "s", checked: good && Boolean(peer) });
+  report({ name: "step/iteration", ...sum, unit: cpuTime ? "CPU s" : "s", checked: good && Boolean(peer) });
   peer?.end();
   ours.device.dispose();
   return good;

@@ -6,9 +6,10 @@ import { openDevice } from "../dist/device.js";
 import { forwardFlops } from "../dist/grpo/cost.js";
 import { loadFluxFolder } from "../dist/models/flux.js";
 import { networkGuidance, networkTimestep } from "../dist/sample/schedule.js";
+import { seconds } from "./peer.mjs";
 import { TEXT_LENGTH, WATCHED } from "./wide.mjs";
 
-const [model, folder, dtype, threads, repeat, side] = process.argv.slice(2);
+const [model, folder, dtype, threads, repeat, side, cpuTime] = process.argv.slice(2);
 const grid = Number(side) / 16;
 const device = openDevice("cpu", { threads: Number(threads) });
 const { model: flux, config } = await loadFluxFolder(device, model, dtype);
@@ -31,9 +32,11 @@ const inputs = {
 const peak = () => Number(/VmHWM:\s+(\d+)/.exec(readFileSync("/proc/self/status", "utf8"))[1]) * 1024;
 const times = { forward: [], backward: [] };
 const timed = async (list, work) => {
-  const started = performance.now();
-  const result = await work();
-  list.push((performance.now() - started) / 1000);
+  let result;
+  const taken = await seconds(async () => {
+    result = await work();
+  }, cpuTime === "true");
+  list.push(taken);
   return result;
 };
 const result = { flops: forwardFlops(config, grid * grid, TEXT_LENGTH) };

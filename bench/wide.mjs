@@ -16,8 +16,8 @@ const AGREE = { velocity: 1e-4, gradient: 1e-3 };
 
 const here = (path) => fileURLToPath(new URL(path, import.meta.url));
 
-function measureOurs(model, folder, dtype, threads, repeat) {
-  const args = [here("wide-side.mjs"), model, folder, dtype, threads, repeat, SIDE].map(String);
+function measureOurs(model, folder, dtype, threads, repeat, cpuTime) {
+  const args = [here("wide-side.mjs"), model, folder, dtype, threads, repeat, SIDE, cpuTime].map(String);
   return JSON.parse(
     execFileSync(process.execPath, args, { encoding: "utf8", stdio: ["ignore", "pipe", "inherit"] }),
   );
@@ -32,7 +32,7 @@ function fmaPeak(threads) {
 }
 
 /** Both sides, measured; used by `memory` too. */
-export async function measure(threads, repeat) {
+export async function measure(threads, repeat, cpuTime = false) {
   const folder = mkdtempSync(join(tmpdir(), "danceflux-wide-"));
   const model = join(folder, "model");
   const grid = SIDE / 16;
@@ -50,19 +50,19 @@ export async function measure(threads, repeat) {
     const theirs = { forward: [], backward: [] };
     for (let i = 0; i <= repeat; i++) {
       const answer = await peer.ask({ do: "forward", ...sizes }, arrays);
-      if (i) theirs.forward.push(answer.seconds);
+      if (i) theirs.forward.push(answer[cpuTime ? "cpuSeconds" : "seconds"]);
       theirs.forwardPeak = answer.peak;
     }
     for (let i = 0; i < repeat; i++) {
       const answer = await peer.ask({ do: "backward", watched: WATCHED, ...sizes });
-      theirs.backward.push(answer.seconds);
+      theirs.backward.push(answer[cpuTime ? "cpuSeconds" : "seconds"]);
       theirs.backwardPeak = answer.peak;
     }
     const golden = { velocity: peer.read("velocity"), gradient: peer.read("gradient") };
     peer.end();
     const ours = {};
     for (const dtype of ["f32", "bf16"]) {
-      const side = measureOurs(model, folder, dtype, threads, repeat);
+      const side = measureOurs(model, folder, dtype, threads, repeat, cpuTime);
       const read = (name) =>
         new Float32Array(new Uint8Array(readFileSync(join(folder, `ours-${name}-${dtype}.f32`))).buffer);
       side.errors = {
@@ -79,8 +79,8 @@ export async function measure(threads, repeat) {
 
 export const agreed = ({ errors }) => errors.velocity <= AGREE.velocity && errors.gradient <= AGREE.gradient;
 
-export async function run({ report, threads, repeat }) {
-  const { ours, theirs } = await measure(threads, repeat);
+export async function run({ report, threads, repeat, cpuTime }) {
+  const { ours, theirs } = await measure(threads, repeat, cpuTime);
   const peak = fmaPeak(threads);
   let good = true;
   for (const [dtype, side] of Object.entries(ours)) {
@@ -98,7 +98,7 @@ export async function run({ report, threads, repeat }) {
         name,
         ours: time,
         theirs: median(theirs[pass]),
-        unit: "s",
+        unit: cpuTime ? "CPU s" : "s",
         checked,
         note: `${rate.toFixed(0)} GFLOP/s, ${share}`,
       });
