@@ -7,25 +7,15 @@
 namespace danceflux::cpu {
 namespace {
 
-constexpr std::int64_t kDepth =
-    384;  // the usual block of K: a sliver of A and the rows of C under way stay in the first cache
-constexpr std::int64_t kNarrow = 64;         // below this the packing of A shows
-constexpr std::int64_t kLow = 96;            // below this the packing of B shows
-constexpr std::int64_t kStripFloats = 6144;  // packed rows of A at a time
-constexpr std::int64_t kGroupSlivers =
-    8;  // of A packed at a time when its rows are not dense: a cache line or more of each
-constexpr std::int64_t kNearLine =
-    512;                            // floats from line to line up to which an operand is read where it lies
-constexpr double kTaskFlops = 5e5;  // less is not worth a second thread
+// The usual block of K: a sliver of A and the rows of C under way stay in the first cache.
+constexpr std::int64_t kDepth = 384;
+// Below these sizes of a task the packing of A, and of B, shows.
+constexpr std::int64_t kNarrow = 64, kLow = 96;
+// Less is not worth a second thread.
+constexpr double kTaskFlops = 5e5;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
-
-std::size_t size_of(Store store) { return store == Store::f32 ? 4 : 2; }
-
-const void* shifted(const Panel& panel, std::int64_t elements) {
-  return static_cast<const char*>(panel.data) + elements * static_cast<std::int64_t>(size_of(panel.store));
-}
 
 // How C is cut into tasks.
 struct Grid {
@@ -72,12 +62,8 @@ Grid choose_grid(const Product& p, const Workspace& workspace, int threads) {
 class Rectangle {
  public:
   Rectangle(const Product& p, const GemmKernels& kernels, const Grid& grid, float* memory)
-      : p_(p), kernels_(kernels), blocks_(p.depth), memory_(memory) {
-    strip_rows_ = std::max<std::int64_t>(
-        kernels.mr, kStripFloats / std::max<std::int64_t>(blocks_.size, 1) / kernels.mr * kernels.mr);
-    strip_rows_ = std::min(strip_rows_, round_up(grid.rows, kernels.mr));
-    group_rows_ = std::max(strip_rows_, kGroupSlivers * kernels.mr / strip_rows_ * strip_rows_);
-    b_at_ = group_rows_ / kernels.mr * std::max(kernels.mr * line_room(), a_sliver());
+      : p_(p), kernels_(kernels), blocks_(p.depth), left_(kernels, grid.rows, blocks_.size), memory_(memory) {
+    b_at_ = round_up(left_.floats(), 16);
     c_at_ = b_at_ + grid.columns * blocks_.size;
     size_ = c_at_ + (in_place() ? 0 : grid.rows * grid.columns);
   }
@@ -88,7 +74,7 @@ class Rectangle {
            std::int64_t columns) {
     batch_ = batch, row_ = first_row, rows_ = rows, column_ = first_column, columns_ = columns;
     const std::int64_t outer = batch / p_.batch[1], inner = batch % p_.batch[1];
-    a_ = entry(p_.a, outer, inner);
+    left_.bind(memory_, entry(p_.a, outer, inner), p_.a.gather, batch, row_, rows_, columns_ <= kernels_.nr);
     b_ = entry(p_.b, outer, inner);
     if (p_.c)
       c_ = p_.c + outer * p_.c_batch[0] + inner * p_.c_batch[1] + row_ * p_.c_row + column_ * p_.c_column;
@@ -110,10 +96,6 @@ class Rectangle {
     return panel;
   }
 
-  // rows of a packed strip must not all fall on the same lines of the cache
-  std::int64_t line_room() const { return blocks_.size + 16; }
-  std::int64_t a_sliver() const { return kernels_.mr * blocks_.size + kSliverSlack; }
-
   template <bool kRead>
   void move_c() {
     for (std::int64_t i = 0; i < rows_; ++i)
@@ -125,83 +107,30 @@ class Rectangle {
   }
 
   void walk(float* c, std::int64_t c_row) {
+    StripArgs strip{};
+    strip.c_row = c_row;
+    strip.alpha = p_.alpha;
+    const std::int64_t slivers = ceil_div(columns_, kernels_.nr);
     for (std::int64_t block = 0; block < blocks_.count; ++block) {
       k_ = block * blocks_.size;
-      depth_ = std::min(blocks_.size, p_.depth - k_);
+      strip.depth = depth_ = std::min(blocks_.size, p_.depth - k_);
+      strip.load_c = block > 0 || p_.accumulate;
       const bool last = block + 1 == blocks_.count;
-      for (std::int64_t i = 0; i < rows_; i += strip_rows_) {
-        StripArgs strip{};
-        strip.rows = std::min(strip_rows_, rows_ - i);
-        strip.depth = depth_;
-        strip.c_row = c_row;
-        strip.alpha = p_.alpha;
-        strip.load_c = block > 0 || p_.accumulate;
+      left_.enter_block(k_, depth_);
+      for (std::int64_t i = 0; i < rows_; i += left_.strip_rows()) {
+        left_.take(strip, i);
         if (last && p_.row_bias) strip.row_bias = p_.row_bias + row_ + i;
-        take_a(strip, i);
-        for (std::int64_t j = 0; j < columns_; j += kernels_.nr) {
-          strip.columns = std::min<std::int64_t>(kernels_.nr, columns_ - j);
-          strip.c = c + i * c_row + j;
-          if (last && p_.column_bias) strip.column_bias = p_.column_bias + column_ + j;
-          take_b(strip, i == 0, j);
-          fetch_ahead(i, j);
+        for (std::int64_t j = 0; j < slivers; ++j) {
+          const std::int64_t column = j * kernels_.nr;
+          strip.columns = std::min<std::int64_t>(kernels_.nr, columns_ - column);
+          strip.c = c + i * c_row + column;
+          if (last && p_.column_bias) strip.column_bias = p_.column_bias + column_ + column;
+          take_b(strip, i == 0, column);
+          left_.fetch_ahead(i, j, slivers);
           kernels_.strip(strip);
         }
       }
     }
-  }
-
-  bool a_lies_near() const {
-    if (a_.store != Store::f32) return false;
-    return (a_.depth_stride == 1 ? a_.line_stride : a_.depth_stride) <= kNearLine || columns_ <= kernels_.nr;
-  }
-
-  // A strip that lies along k is read by rows; else several strips are packed at once, to use whole cache
-  // lines.
-  void take_a(StripArgs& strip, std::int64_t i) {
-    if (p_.a.gather == nullptr) {
-      Panel part = a_;
-      part.data = shifted(a_, (row_ + i) * a_.line_stride + k_ * a_.depth_stride);
-      if (a_lies_near()) {
-        strip.a = static_cast<const float*>(part.data);
-        strip.a_row = a_.line_stride, strip.a_depth = a_.depth_stride,
-        strip.a_tile = kernels_.mr * a_.line_stride;
-        return;
-      }
-      if (a_.depth_stride == 1) {
-        kernels_.pack_rows(memory_, line_room(), part, strip.rows, depth_);
-        strip.a = memory_;
-        strip.a_row = line_room(), strip.a_depth = 1, strip.a_tile = kernels_.mr * line_room();
-        return;
-      }
-      if (i % group_rows_ == 0)
-        kernels_.pack_interleaved(memory_, kernels_.mr, a_sliver(), part, std::min(group_rows_, rows_ - i),
-                                  depth_);
-    } else if (depth_ > 0 && i % group_rows_ == 0) {
-      p_.a.gather->pack(p_.a.gather->self, memory_, kernels_.mr, a_sliver(), batch_, row_ + i,
-                        std::min(group_rows_, rows_ - i), k_, depth_);
-    }
-    strip.a = memory_ + i % group_rows_ / kernels_.mr * a_sliver();
-    strip.a_row = 1, strip.a_depth = kernels_.mr, strip.a_tile = a_sliver();
-  }
-
-  // While strip i meets column j, a share of the rows of A that are packed next comes nearer.
-  void fetch_ahead(std::int64_t i, std::int64_t j) const {
-    if (p_.a.gather || a_lies_near()) return;
-    const bool along_k = a_.depth_stride == 1;
-    const std::int64_t unit = along_k ? strip_rows_ : group_rows_;
-    const std::int64_t first = i / unit * unit + unit, lines = std::min(unit, rows_ - first);
-    if (lines <= 0) return;
-    // runs that lie dense in memory: `runs` of them, of `length` elements
-    const std::int64_t runs = along_k ? lines : depth_, length = along_k ? depth_ : lines;
-    const std::int64_t stride = along_k ? a_.line_stride : a_.depth_stride;
-    const std::int64_t steps = ceil_div(columns_, kernels_.nr) * (unit / strip_rows_);
-    const std::int64_t step = i % unit / strip_rows_ * ceil_div(columns_, kernels_.nr) + j / kernels_.nr;
-    const char* base =
-        static_cast<const char*>(shifted(a_, (row_ + first) * a_.line_stride + k_ * a_.depth_stride));
-    const auto size = static_cast<std::int64_t>(size_of(a_.store));
-    for (std::int64_t run = runs * step / steps; run < runs * (step + 1) / steps; ++run)
-      for (std::int64_t byte = 0; byte < length * size; byte += 64)
-        __builtin_prefetch(base + run * stride * size + byte, 0, 2);
   }
 
   // B is packed when the first strip of A meets it: sliver by sliver where it lies along k (each is then used
@@ -236,10 +165,11 @@ class Rectangle {
   const Product& p_;
   const GemmKernels& kernels_;
   const DepthBlocks blocks_;
+  LeftStrips left_;
   float* memory_;
-  std::int64_t strip_rows_, group_rows_, b_at_, c_at_, size_;
+  std::int64_t b_at_, c_at_, size_;
   std::int64_t batch_ = 0, row_ = 0, rows_ = 0, column_ = 0, columns_ = 0, k_ = 0, depth_ = 0;
-  Panel a_{}, b_{};
+  Panel b_{};
   float* c_ = nullptr;
 };
 

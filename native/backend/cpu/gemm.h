@@ -6,20 +6,12 @@
 #pragma once
 #include <cstdint>
 
+#include "backend/cpu/left_strips.h"
 #include "backend/cpu/panel.h"
 #include "backend/cpu/parallel.h"
 #include "backend/cpu/scratch.h"
 
 namespace danceflux::cpu {
-
-/// An operand that is not a strided matrix (the patches of a convolution). Writes lines first_line .. +lines,
-/// depths first_k .. +depth of batch entry `batch` as slivers of `width` lines, `sliver` floats apart, as
-/// GemmKernels::pack_interleaved does.
-struct Gather {
-  void (*pack)(const void* self, float* to, int width, std::int64_t sliver, std::int64_t batch,
-               std::int64_t first_line, std::int64_t lines, std::int64_t first_k, std::int64_t depth);
-  const void* self;
-};
 
 struct Operand {
   Panel panel{};
