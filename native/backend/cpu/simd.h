@@ -239,7 +239,14 @@ DF_INLINE HalfVec narrow_bf16(Vec v) {
   const UintVec bits = reinterpret_cast<UintVec>(v);
   const UintVec rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const UintVec quiet = (bits >> 16) | 0x40u;
-  return __builtin_convertvector(v != v ? quiet : rounded, HalfVec);
+  const UintVec half = v != v ? quiet : rounded;
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  const auto wide = reinterpret_cast<__m256i>(half);
+  return reinterpret_cast<HalfVec>(
+      _mm_packus_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1)));
+#else
+  return __builtin_convertvector(half, HalfVec);
+#endif
 }
 
 DF_INLINE Vec widen_f16(HalfVec v) {

@@ -33,7 +33,7 @@ DF_INLINE Vec scale_by_power(Vec v, Vec n, IntVec n_int) {
 
 constexpr float kRounder = 0x1.8p23f;  // adding it rounds to an integer, which stands in the low bits then
 
-/// 2^(high + low) for |high| <= 250.
+/// 2^(high + low) for |high| <= 126.
 DF_INLINE Vec exp2_with_tail(Vec high, Vec low) {
   // 2^r = 1 + r p(r) for |r| <= 1/2
   static const float kFactor[] = {0x1.62e430p-1f, 0x1.ebfbdcp-3f,  0x1.c6aed8p-5f,
@@ -41,8 +41,12 @@ DF_INLINE Vec exp2_with_tail(Vec high, Vec low) {
   const Vec shifted = high + kRounder;
   const Vec n = shifted - kRounder;
   const Vec r = (high - n) + low;
-  const IntVec n_int = reinterpret_cast<IntVec>(unsigned_bits(shifted) - unsigned_bits(splat(kRounder)));
-  return scale_by_power(fma(r, horner(r, kFactor), splat(1.0f)), n, n_int);
+  const Vec p = fma(r, horner(r, kFactor), splat(1.0f));
+#if defined(__AVX512F__)
+  return _mm512_scalef_ps(p, n);
+#else  // the rounder's own bits fall out on the left
+  return p * reinterpret_cast<Vec>((unsigned_bits(shifted) + 127u) << 23);
+#endif
 }
 
 /// exp(x + low), low being the part of the argument that did not fit in x.
@@ -87,8 +91,26 @@ DF_INLINE Vec sigmoid(Vec x) {
   return select(x < 0.0f, e, splat(1.0f)) / (e + 1.0f);
 }
 
-/// x sigmoid(x)
-DF_INLINE Vec silu(Vec x) { return x / (exp(-x) + 1.0f); }
+/// A number as the sum of two.
+struct WideVec {
+  Vec high, low;
+};
+/// x * c, c being high + low.
+DF_INLINE WideVec wide_scale(Vec x, float high, float low) {
+  const Vec product = x * high;
+  return {product, fma(x, splat(low), product_error(x, splat(high), product))};
+}
+
+/// exp(-c x), c log2(e) being high + low, for |c x| <= 87.
+DF_INLINE Vec decay(Vec x, float high, float low) {
+  const WideVec z = wide_scale(x, -high, -low);
+  return exp2_with_tail(z.high, z.low);
+}
+/// x sigmoid(x); what is below -86 stays where -86 is, at -4e-36.
+DF_INLINE Vec silu(Vec x) {
+  const Vec upper = at_least(x, splat(-86.0f));
+  return upper / (decay(at_most(upper, splat(86.0f)), 0x1.715476p+0f, 0x1.4ae0c0p-26f) + 1.0f);
+}
 
 DF_INLINE Vec tanh(Vec x) {
   static const float kTail[] = {-0x1.555532p-2f, 0x1.110726p-3f, -0x1.b83c58p-5f, 0x1.522692p-6f,
@@ -134,16 +156,6 @@ DF_INLINE Vec times_normal_cdf(Vec x) {
   const Vec magnitude = bounded_magnitude(x), u = magnitude / (magnitude + 4.0f);
   const Vec tail = exp_minus_half_square(x) * (normal_tail_factor(u) * u);
   return select(x > 0.0f, x - tail, -tail);
-}
-
-/// A number as the sum of two.
-struct WideVec {
-  Vec high, low;
-};
-/// x * c, c being high + low.
-DF_INLINE WideVec wide_scale(Vec x, float high, float low) {
-  const Vec product = x * high;
-  return {product, fma(x, splat(low), product_error(x, splat(high), product))};
 }
 
 }  // namespace

@@ -54,8 +54,9 @@ struct sigmoid_op {
 };
 
 // The gated ones are x / (1 + e), e = exp(-z(x)); their derivative is s (1 + x z' c), s = 1 / (1 + e), c = e
-// s. The argument of e is bounded so that e s is never infinity times zero. Where z is a product it is kept
-// in two numbers, and in units of log 2: the tail of e multiplies an error of z by z.
+// s. Where z is a product it is kept in two numbers, and in units of log 2: the tail of e multiplies an error
+// of z by z. The argument of e is bounded, so that e is a normal number; what is left below the bound is
+// -1e-36.
 DF_INLINE Vec gated_slope(Vec x, Vec e, Vec dz) {
   const Vec s = 1.0f / (e + 1.0f);
   return s * fma(x * dz, e * s, splat(1.0f));
@@ -65,15 +66,16 @@ struct silu_op {
   static Vec f(Vec x, Vec, Vec) { return silu(x); }
   static Vec df(Vec x, Vec dy, Vec, Vec) {
     const Vec near = within(x, 86.0f);
-    return dy * gated_slope(near, exp(-near), splat(1.0f));
+    return dy * gated_slope(near, decay(near, 0x1.715476p+0f, 0x1.4ae0c0p-26f), splat(1.0f));
   }
 };
 struct gelu_tanh {
   // 0.5 (1 + tanh(u)) = sigmoid(2u), and 2u / log 2 = x (k1 + k3 x^2)
-  static constexpr float kOne = 0x1.26aec2p+1f, kOneLow = 0x1.bce75ap-27f, kThree = 0x1.a5a7d0p-4f,
-                         kThreeLow = -0x1.151aaep-29f;
+  static constexpr float kBound = 9.9f;
+  static constexpr float kOne = 0x1.26aec2p+1f, kOneLow = 0x1.bce75ap-27f;
+  static constexpr float kThree = 0x1.a5a7d0p-4f, kThreeLow = -0x1.151aaep-29f;
   static constexpr float kSlopeOne = 0x1.988454p+0f, kSlopeThree = 0x1.b6676cp-3f;  // of 2u
-  /// exp(-2u) for |x| <= 12.5
+  /// exp(-2u) for |x| <= kBound
   DF_INLINE static Vec exponential(Vec x) {
     const Vec square = x * x, cubic = square * kThree;
     const Vec larger = at_least(cubic, splat(kOne)), smaller = at_most(cubic, splat(kOne));
@@ -84,9 +86,12 @@ struct gelu_tanh {
     const Vec z = x * slope;
     return exp2_with_tail(-z, -fma(x, slope_low, product_error(x, slope, z)));
   }
-  static Vec f(Vec x, Vec, Vec) { return x / (exponential(within(x, 12.5f)) + 1.0f); }
+  static Vec f(Vec x, Vec, Vec) {
+    const Vec upper = at_least(x, splat(-kBound));
+    return upper / (exponential(at_most(upper, splat(kBound))) + 1.0f);
+  }
   static Vec df(Vec x, Vec dy, Vec, Vec) {
-    const Vec near = within(x, 9.5f);
+    const Vec near = within(x, kBound);
     return dy * gated_slope(near, exponential(near), fma(near * near, splat(kSlopeThree), splat(kSlopeOne)));
   }
 };
@@ -98,15 +103,14 @@ struct gelu_erf {
   }
 };
 struct quick_gelu {
-  /// exp(-1.702 x) for |x| <= 100
-  DF_INLINE static Vec exponential(Vec x) {
-    const WideVec z = wide_scale(x, 0x1.3a4cbep+1f, -0x1.c08ecap-26f);
-    return exp2_with_tail(-z.high, -z.low);
+  static constexpr float kBound = 51, kHigh = 0x1.3a4cbep+1f, kLow = -0x1.c08ecap-26f;  // 1.702 log2(e)
+  static Vec f(Vec x, Vec, Vec) {
+    const Vec upper = at_least(x, splat(-kBound));
+    return upper / (decay(at_most(upper, splat(kBound)), kHigh, kLow) + 1.0f);
   }
-  static Vec f(Vec x, Vec, Vec) { return x / (exponential(within(x, 100.0f)) + 1.0f); }
   static Vec df(Vec x, Vec dy, Vec, Vec) {
-    const Vec near = within(x, 50.0f);
-    return dy * gated_slope(near, exponential(near), splat(0x1.b3b646p+0f));
+    const Vec near = within(x, kBound);
+    return dy * gated_slope(near, decay(near, kHigh, kLow), splat(0x1.b3b646p+0f));
   }
 };
 // The ops whose names are taken by the functions of simd_math.h.
