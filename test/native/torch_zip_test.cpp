@@ -230,6 +230,30 @@ std::string laughs() {
   return pickle_of(value);
 }
 
+// The same of lists of plain values, of which no tensor ever comes.
+std::string silent_laughs() {
+  std::string value = "]Na";
+  for (int i = 0; i < 25; ++i) {
+    const std::string key = little(static_cast<unsigned>(i), 1);
+    value = "](" + value + "q" + key + "h" + key + "e";
+  }
+  return pickle_of("}" + text_op("w") + value + "s");
+}
+
+// One tensor under a hundred short names below a long one.
+std::string long_shadow() {
+  std::string members = text_op("first") + tensor_op() + "q\x01";
+  for (int i = 0; i < 100; ++i) members += text_op(std::to_string(i)) + "h\x01";
+  return pickle_of(dictionary_op(text_op(std::string(1000, 'x')) + dictionary_op(members)));
+}
+
+// A tensor with the seventh field, which tells of conjugate and negated views.
+std::string with_metadata(std::string_view value) {
+  std::string tensor = tensor_op();
+  tensor.insert(tensor.size() - 2, value);
+  return pickle_of(dictionary_op(text_op("w") + tensor));
+}
+
 std::vector<BadPickle> bad_pickles() {
   const std::string w = text_op("w"), tensor = tensor_op();
   const auto in_dictionary = [&](const std::string& value) { return pickle_of(dictionary_op(w + value)); };
@@ -280,6 +304,8 @@ std::vector<BadPickle> bad_pickles() {
        "expected a storage, got a tensor"},
       {"tensor of 3 fields", in_dictionary("ctorch._utils\n_rebuild_tensor_v2\nNNN\x87R"),
        "expected a plain tensor of 6 fields, got 3"},
+      {"negated tensor", with_metadata("}(" + text_op("neg") + "\x88u"),
+       "expected a plain tensor of 6 fields, got 7"},
       {"float as offset",
        in_dictionary("ctorch._utils\n_rebuild_tensor_v2\n((" + text_op("storage") + "ctorch\nFloatStorage\n" +
                      text_op("0") + text_op("cpu") + "K\x04tQG" + std::string(8, '\0') + "))\x89}tR"),
@@ -298,6 +324,7 @@ std::vector<BadPickle> bad_pickles() {
       {"empty beyond", view({0}, {1}, 5), "expected an offset within 4 elements, got 5"},
       {"stride times steps is 2^64", view({5}, {std::int64_t{1} << 62}, 0),
        "expected a tensor within the 4 elements"},
+      {"negative stride", view({2}, {-1}, 3), "expected strides of 0 or more, got [-1]"},
       {"strides of 2^63 - 1", view({2, 2}, {kMost, kMost}, 0), "expected a tensor within the 4 elements"},
       {"strides that add up", view({2, 2, 2}, {1, 2, 1}, 0), "expected a tensor within the 4 elements"},
       {"giant of stride 0", view({std::int64_t{1} << 30}, {0}, 0), "expected at most 262148 elements"},
@@ -321,6 +348,8 @@ std::vector<BadPickle> bad_pickles() {
        "expected at most 32 nested values"},
       {"a list in itself", pickle_of("}" + w + "]q\x01h\x01" + "as"), "expected at most 32 nested values"},
       {"billion laughs", laughs(), "expected a tree that does not share itself over and over"},
+      {"silent laughs", silent_laughs(), "expected a tree that does not share itself over and over"},
+      {"long shadow", long_shadow(), "expected a tree that does not share itself over and over"},
       {"values without end", pickle_of(repeat("N", (1 << 21) + 1)), "expected at most 2097152 values"},
       {"marks without end", pickle_of(repeat("(", (1 << 21) + 1)), "expected at most 2097152 marks"},
   };
@@ -355,9 +384,22 @@ TEST("unpickler: views that stay inside their storage are read") {
   CHECK(view({2, 2, 2}, {1, 1, 1}, 0) == (std::vector<double>{1, 2, 2, 3, 2, 3, 3, 4}));
   CHECK(view({1, 2}, {kMost, 3}, 0) == (std::vector<double>{1, 4}));  // a stride that is never walked
   CHECK(view({5, 0}, {kMost, kMost}, 4).empty());
+  CHECK(read_view(with_metadata("N")) == (std::vector<double>{1, 2, 3, 4}));
   CHECK(view({}, {}, 3) == std::vector<double>{4});
   CHECK(view({1, 1, 1, 1, 1, 1, 1, 1}, {1, 1, 1, 1, 1, 1, 1, 1}, 2) == std::vector<double>{3});
   CHECK_EQ(view({1 << 18}, {0}, 1).back(), 2.0);
+}
+
+// So that no later product of a row and its stride overflows.
+TEST("unpickler: strides that are never walked are made plain") {
+  const TemporaryFolder folder;
+  constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
+  const auto strides_of = [&](std::vector<std::int64_t> shape, std::vector<std::int64_t> strides) {
+    const std::string pickle = pickle_of(dictionary_op(text_op("w") + tensor_op(shape, strides)));
+    return io::open_torch_zip(folder.write("good.pt", checkpoint(pickle)))->tensors()[0].strides;
+  };
+  CHECK_EQ(strides_of({1, 2, 1}, {kMost, 3, kMost}), Shape({2, 3, 1}));
+  CHECK_EQ(strides_of({4, 0}, {kMost, kMost}), Shape({1, 1}));
 }
 
 TEST("unpickler: what is no tensor is passed over, what is shared has every name") {
@@ -365,14 +407,18 @@ TEST("unpickler: what is no tensor is passed over, what is shared has every name
   const std::string tied = tensor_op() + "q\x07";
   const std::string members = text_op("none") + "N" + text_op("list") + "](\x88\x89" + number_op(-5) +
                               text_op("x") + tied + "e" + "K\x03" + dictionary_op(text_op("tied") + "h\x07") +
-                              number_op(-2) + "h\x07" + text_op("pair") + "Nh\x07\x86" + "N" +
+                              "J\xfe\xff\xff\xff"
+                              "h\x07" +
+                              "\x8a\x01\xfd"
+                              "h\x07" +
+                              text_op("pair") + "Nh\x07\x86" + "N" +
                               dictionary_op(text_op("lost") + "h\x07") + text_op("big") + "\x8a\x09" +
                               std::string(9, '\1') + text_op("zero") + "\x8a" + std::string(1, '\0');
   const auto file =
       io::open_torch_zip(folder.write("good.pt", checkpoint(pickle_of(dictionary_op(members) + "}b"))));
   std::string names;
   for (const io::FileTensor& tensor : file->tensors()) names += tensor.name + " ";
-  CHECK_EQ(names, std::string("list.4 3.tied -2 pair.1 "));
+  CHECK_EQ(names, std::string("list.4 3.tied -2 -3 pair.1 "));
   for (const io::FileTensor& tensor : file->tensors()) CHECK(tensor.data == file->tensors()[0].data);
 }
 
