@@ -20,15 +20,16 @@ LeftStrips::LeftStrips(const GemmKernels& kernels, std::int64_t rows, std::int64
   floats_ = (group_rows_ / mr + 1) * std::max(mr * line_room(), sliver());
 }
 
-void LeftStrips::bind(float* memory, const Panel& panel, const Gather* gather, std::int64_t batch, std::int64_t first,
-                      std::int64_t rows, bool once) {
+void LeftStrips::bind(float* memory, const Panel& panel, const Gather* gather, std::int64_t batch,
+                      std::int64_t first, std::int64_t rows, bool once) {
   memory_ = memory, panel_ = panel, gather_ = gather, batch_ = batch, first_ = first, rows_ = rows;
   const std::int64_t stride = panel.depth_stride == 1 ? panel.line_stride : panel.depth_stride;
   near_ = !gather && panel.store == Store::f32 && (once || stride <= kNearLine);
 }
 
 void LeftStrips::take_in_place(StripArgs& strip, std::int64_t i) const {
-  strip.a = static_cast<const float*>(shifted(panel_, (first_ + i) * panel_.line_stride + k_ * panel_.depth_stride));
+  strip.a = static_cast<const float*>(
+      shifted(panel_, (first_ + i) * panel_.line_stride + k_ * panel_.depth_stride));
   strip.a_row = panel_.line_stride, strip.a_depth = panel_.depth_stride;
   strip.a_tile = kernels_.mr * panel_.line_stride;
 }
@@ -65,11 +66,13 @@ void LeftStrips::fetch_ahead(std::int64_t i, std::int64_t step, std::int64_t ste
   const std::int64_t runs = along_k ? lines : depth_, size = panel_.store == Store::f32 ? 4 : 2;
   const std::int64_t bytes = (along_k ? depth_ : lines) * size;
   const std::int64_t stride = (along_k ? panel_.line_stride : panel_.depth_stride) * size;
-  const std::int64_t all_steps = steps * (unit / strip_rows_), at_step = i % unit / strip_rows_ * steps + step;
+  const std::int64_t all_steps = steps * (unit / strip_rows_),
+                     at_step = i % unit / strip_rows_ * steps + step;
   const char* base = static_cast<const char*>(
       shifted(panel_, (first_ + first) * panel_.line_stride + k_ * panel_.depth_stride));
   for (std::int64_t run = runs * at_step / all_steps; run < runs * (at_step + 1) / all_steps; ++run)
-    for (std::int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(base + run * stride + byte, 0, 2);
+    for (std::int64_t byte = 0; byte < bytes; byte += 64)
+      __builtin_prefetch(base + run * stride + byte, 0, 2);
 }
 
 }  // namespace danceflux::cpu

@@ -1,4 +1,5 @@
-// The left operand of a product, strip by strip of rows: read where it lies, or packed into a worker's memory.
+// The left operand of a product, strip by strip of rows: read where it lies, or packed into a worker's
+// memory.
 //
 // M rows, K depth.
 #pragma once
@@ -9,15 +10,17 @@
 
 namespace danceflux::cpu {
 
-/// An operand that is not a strided matrix (the patches of a convolution). Writes lines first_line .. +lines, depths first_k ..
-/// +depth of batch entry `batch` as slivers of `width` lines, `sliver` floats apart, as GemmKernels::pack_interleaved does.
+/// An operand that is not a strided matrix (the patches of a convolution). Writes lines first_line .. +lines,
+/// depths first_k .. +depth of batch entry `batch` as slivers of `width` lines, `sliver` floats apart, as
+/// GemmKernels::pack_interleaved does.
 struct Gather {
   void (*pack)(const void* self, float* to, int width, std::int64_t sliver, std::int64_t batch,
                std::int64_t first_line, std::int64_t lines, std::int64_t first_k, std::int64_t depth);
   const void* self;
 };
 
-/// Floats from line to line up to which an operand is read where it lies: beyond, its lines fall on few places of the cache.
+/// Floats from line to line up to which an operand is read where it lies: beyond, its lines fall on few
+/// places of the cache.
 constexpr std::int64_t kNearLine = 768;
 
 inline const void* shifted(const Panel& panel, std::int64_t elements) {
@@ -31,12 +34,13 @@ class LeftStrips {
   std::int64_t floats() const { return floats_; }
   std::int64_t strip_rows() const { return strip_rows_; }
 
-  /// Which operand: `panel` of batch entry `batch`, or `gather` when that is set. Rows `first` .. + `rows` of it. `once`: each strip
-  /// meets one sliver of columns only, so that packing it is a waste.
+  /// Which operand: `panel` of batch entry `batch`, or `gather` when that is set. Rows `first` .. + `rows` of
+  /// it. `once`: each strip meets one sliver of columns only, so that packing it is a waste.
   void bind(float* memory, const Panel& panel, const Gather* gather, std::int64_t batch, std::int64_t first,
             std::int64_t rows, bool once);
   void enter_block(std::int64_t k, std::int64_t depth) { k_ = k, depth_ = depth; }
-  /// Fills in rows and a of `strip` for the strip from row `i` on (a multiple of strip_rows, taken in rising order).
+  /// Fills in rows and a of `strip` for the strip from row `i` on (a multiple of strip_rows, taken in rising
+  /// order).
   void take(StripArgs& strip, std::int64_t i);
   /// Step `step` of `steps` in which strip `i` is used: a share of what is packed next comes nearer.
   void fetch_ahead(std::int64_t i, std::int64_t step, std::int64_t steps) const;
