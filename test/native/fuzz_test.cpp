@@ -122,7 +122,7 @@ TEST("fuzz: checkpoints") { mutate(files_of("pickles"), fuzz::torch_zip); }
 
 TEST("fuzz: pickles") {
   Seeds seeds;
-  seeds.push_back(pickle_of(dictionary_op(text_op("w") + tensor_op())));
+  seeds.push_back(good_pickle());
   seeds.push_back(pickle_of(dictionary_op(text_op("a") +
                                           dictionary_op(text_op("b") + tensor_op({2, 2}, {1, 2}) + "q\x01") +
                                           number_op(5) + "](Nh\x01\x88K\x05" + "e") +

@@ -80,4 +80,7 @@ inline std::string tensor_op(const std::vector<std::int64_t>& shape = {4},
 }
 inline std::string pickle_of(std::string_view value) { return "\x80\x02" + std::string(value) + "."; }
 
+/// {"w": the four floats}
+inline std::string good_pickle() { return pickle_of(dictionary_op(text_op("w") + tensor_op())); }
+
 }  // namespace danceflux::test
