@@ -1,10 +1,12 @@
-// Speed of the heavy CPU kernels beside the machine's own limit, each result checked against loops in double before it is timed.
+// Speed of the heavy CPU kernels beside the machine's own limit, each result checked against loops in double
+// before it is timed.
 //
 //   danceflux_gemm_bench [--threads N] [--isa NAME] [--seconds S] [--json] [--cpu-time] [part of a name ...]
 //
-// GFLOP/s are those of the formula (2 M N K and so on); nothing is counted for packing or widening. min / median / max of several
-// runs: on a machine with neighbours the maximum is the best estimate of the quiet one. --cpu-time divides by the processor time of
-// all threads instead, as if none of them had ever waited for its turn.
+// GFLOP/s are those of the formula (2 M N K and so on); nothing is counted for packing or widening. min /
+// median / max of several runs: on a machine with neighbours the maximum is the best estimate of the quiet
+// one. --cpu-time divides by the processor time of all threads instead, as if none of them had ever waited
+// for its turn.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -23,7 +25,9 @@
 namespace danceflux::bench {
 namespace {
 
-double wall_seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+double wall_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 double cpu_seconds() { return static_cast<double>(std::clock()) / CLOCKS_PER_SEC; }
 
 struct Options {
@@ -33,7 +37,9 @@ struct Options {
   bool json = false, cpu_time = false;
   std::vector<std::string> names;
   bool wants(const std::string& name) const {
-    return names.empty() || std::any_of(names.begin(), names.end(), [&](const auto& part) { return name.find(part) != std::string::npos; });
+    return names.empty() || std::any_of(names.begin(), names.end(), [&](const auto& part) {
+             return name.find(part) != std::string::npos;
+           });
   }
 };
 
@@ -92,11 +98,12 @@ class Bench {
   }
 
   void matmul(std::int64_t m, std::int64_t n, std::int64_t k, const std::string& layout, DType weights) {
-    const std::string name = "matmul " + layout + " " + std::to_string(m) + "x" + std::to_string(n) + "x" + std::to_string(k) + " " +
-                             std::string(name_of(weights));
+    const std::string name = "matmul " + layout + " " + std::to_string(m) + "x" + std::to_string(n) + "x" +
+                             std::to_string(k) + " " + std::string(name_of(weights));
     if (!options_.wants(name)) return;
     const auto matrix = [&](std::int64_t rows, std::int64_t columns, bool turned, DType type) {
-      return turned ? random_tensor(*backend_, {columns, rows}, type).transpose(0, 1) : random_tensor(*backend_, {rows, columns}, type);
+      return turned ? random_tensor(*backend_, {columns, rows}, type).transpose(0, 1)
+                    : random_tensor(*backend_, {rows, columns}, type);
     };
     const Tensor a = matrix(m, k, layout[0] == 'T', DType::f32), b = matrix(k, n, layout[1] == 'T', weights);
     const Tensor out = backend_->empty({m, n});
@@ -106,7 +113,8 @@ class Bench {
       const std::int64_t i = sample * 7919 % m, j = sample * 104729 % n;
       double wanted = 0;
       for (std::int64_t d = 0; d < k; ++d)
-        wanted += at(a, i * a.strides()[0] + d * a.strides()[1]) * at(b, d * b.strides()[0] + j * b.strides()[1]);
+        wanted +=
+            at(a, i * a.strides()[0] + d * a.strides()[1]) * at(b, d * b.strides()[0] + j * b.strides()[1]);
       const double got = out.data<float>()[i * n + j];
       if (!(std::abs(got - wanted) <= 6e-8 * static_cast<double>(k + 4))) wrong(name, got, wanted);
     }
@@ -114,16 +122,20 @@ class Bench {
   }
 
   void attention(std::int64_t batch, std::int64_t tokens, std::int64_t heads, std::int64_t width) {
-    const std::string name = "attention " + std::to_string(batch) + "x" + std::to_string(tokens) + "x" + std::to_string(heads) + "x" +
-                             std::to_string(width);
+    const std::string name = "attention " + std::to_string(batch) + "x" + std::to_string(tokens) + "x" +
+                             std::to_string(heads) + "x" + std::to_string(width);
     if (!options_.wants(name + " forward") && !options_.wants(name + " backward")) return;
     const Shape shape{batch, tokens, heads, width};
-    const Tensor q = random_tensor(*backend_, shape), k = random_tensor(*backend_, shape), v = random_tensor(*backend_, shape);
-    const Tensor dout = random_tensor(*backend_, shape), out = backend_->empty(shape), lse = backend_->empty({batch, heads, tokens});
+    const Tensor q = random_tensor(*backend_, shape), k = random_tensor(*backend_, shape),
+                 v = random_tensor(*backend_, shape);
+    const Tensor dout = random_tensor(*backend_, shape), out = backend_->empty(shape),
+                 lse = backend_->empty({batch, heads, tokens});
     const Tensor dq = backend_->empty(shape), dk = backend_->empty(shape), dv = backend_->empty(shape);
     const AttentionArgs args{1 / std::sqrt(static_cast<float>(width)), false};
     const auto forward = [&] { (void)backend_->attention(out, lse, q, k, v, {}, args); };
-    const auto backward = [&] { (void)backend_->attention_backward(dq, dk, dv, dout, out, lse, q, k, v, {}, args); };
+    const auto backward = [&] {
+      (void)backend_->attention_backward(dq, dk, dv, dout, out, lse, q, k, v, {}, args);
+    };
     forward();
     backward();
     check_attention(name, out, lse, q, k, v, args);
@@ -133,15 +145,20 @@ class Bench {
     report(name + " backward", 10 * flops, backward);
   }
 
-  void conv(std::int64_t images, std::int64_t channels, std::int64_t outputs, std::int64_t size, std::int64_t kernel, int stride, bool gradients) {
-    const std::string name = "conv " + std::to_string(images) + "x" + std::to_string(channels) + "to" + std::to_string(outputs) + " " +
-                             std::to_string(size) + "^2 " + std::to_string(kernel) + "x" + std::to_string(kernel) + "/" + std::to_string(stride);
+  void conv(std::int64_t images, std::int64_t channels, std::int64_t outputs, std::int64_t size,
+            std::int64_t kernel, int stride, bool gradients) {
+    const std::string name = "conv " + std::to_string(images) + "x" + std::to_string(channels) + "to" +
+                             std::to_string(outputs) + " " + std::to_string(size) + "^2 " +
+                             std::to_string(kernel) + "x" + std::to_string(kernel) + "/" +
+                             std::to_string(stride);
     if (!options_.wants(name + " backward data") && !options_.wants(name + " backward weight")) return;
     const int pad = stride == 1 ? static_cast<int>(kernel / 2) : 0;
     const ConvArgs args{stride, pad, pad, pad, pad};
     const std::int64_t out_size = (size + 2 * pad - kernel) / stride + 1;
-    const Tensor x = random_tensor(*backend_, {images, channels, size, size}), weight = random_tensor(*backend_, {outputs, channels, kernel, kernel});
-    const Tensor out = backend_->empty({images, outputs, out_size, out_size}), dx = backend_->empty(x.shape()), dweight = backend_->empty(weight.shape());
+    const Tensor x = random_tensor(*backend_, {images, channels, size, size}),
+                 weight = random_tensor(*backend_, {outputs, channels, kernel, kernel});
+    const Tensor out = backend_->empty({images, outputs, out_size, out_size}),
+                 dx = backend_->empty(x.shape()), dweight = backend_->empty(weight.shape());
     const auto body = [&] { backend_->conv2d(out, x, weight, {}, args); };
     body();
     check_conv(name, out, x, weight, args);
@@ -149,7 +166,8 @@ class Bench {
     report(name, flops, body);
     if (!gradients) return;
     report(name + " backward data", flops, [&] { backend_->conv2d_backward_data(dx, out, weight, args); });
-    report(name + " backward weight", flops, [&] { backend_->conv2d_backward_weight(dweight, {}, out, x, args); });
+    report(name + " backward weight", flops,
+           [&] { backend_->conv2d_backward_weight(dweight, {}, out, x, args); });
   }
 
  private:
@@ -162,17 +180,19 @@ class Bench {
     return x.data<float>() + batch * x.strides()[0] + token * x.strides()[1] + head * x.strides()[2];
   }
 
-  static void check_attention(const std::string& name, const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
-                              const AttentionArgs& args) {
+  static void check_attention(const std::string& name, const Tensor& out, const Tensor& lse, const Tensor& q,
+                              const Tensor& k, const Tensor& v, const AttentionArgs& args) {
     const std::int64_t batches = q.dim(0), tokens = q.dim(1), heads = q.dim(2), width = q.dim(3);
     for (std::int64_t sample = 0; sample < 10; ++sample) {
       const std::int64_t b = sample % batches, i = sample * 7919 % tokens, head = sample * 13 % heads;
       std::vector<double> wanted(static_cast<std::size_t>(width));
       double total = 0;
       for (std::int64_t j = 0; j < tokens; ++j) {
-        const double weight = std::exp(args.scale * dot(head_row(q, b, i, head), head_row(k, b, j, head), width));
+        const double weight =
+            std::exp(args.scale * dot(head_row(q, b, i, head), head_row(k, b, j, head), width));
         total += weight;
-        for (std::int64_t n = 0; n < width; ++n) wanted[static_cast<std::size_t>(n)] += weight * head_row(v, b, j, head)[n];
+        for (std::int64_t n = 0; n < width; ++n)
+          wanted[static_cast<std::size_t>(n)] += weight * head_row(v, b, j, head)[n];
       }
       for (std::int64_t n = 0; n < width; ++n)
         if (!(std::abs(head_row(out, b, i, head)[n] - wanted[static_cast<std::size_t>(n)] / total) <= 1e-5))
@@ -182,33 +202,42 @@ class Bench {
     }
   }
 
-  static void check_attention_slopes(const std::string& name, const Tensor& dv, const Tensor& dout, const Tensor& lse, const Tensor& q,
-                                     const Tensor& k, const AttentionArgs& args) {
+  static void check_attention_slopes(const std::string& name, const Tensor& dv, const Tensor& dout,
+                                     const Tensor& lse, const Tensor& q, const Tensor& k,
+                                     const AttentionArgs& args) {
     const std::int64_t tokens = q.dim(1), heads = q.dim(2), width = q.dim(3);
     for (std::int64_t sample = 0; sample < 10; ++sample) {
-      const std::int64_t b = sample % q.dim(0), j = sample * 7919 % tokens, head = sample * 13 % heads, n = sample * 31 % width;
+      const std::int64_t b = sample % q.dim(0), j = sample * 7919 % tokens, head = sample * 13 % heads,
+                         n = sample * 31 % width;
       double wanted = 0;
       for (std::int64_t i = 0; i < tokens; ++i)
-        wanted += std::exp(args.scale * dot(head_row(q, b, i, head), head_row(k, b, j, head), width) - lse.data<float>()[(b * heads + head) * tokens + i]) *
+        wanted += std::exp(args.scale * dot(head_row(q, b, i, head), head_row(k, b, j, head), width) -
+                           lse.data<float>()[(b * heads + head) * tokens + i]) *
                   head_row(dout, b, i, head)[n];
-      if (!(std::abs(head_row(dv, b, j, head)[n] - wanted) <= 1e-5)) wrong(name + " dv", head_row(dv, b, j, head)[n], wanted);
+      if (!(std::abs(head_row(dv, b, j, head)[n] - wanted) <= 1e-5))
+        wrong(name + " dv", head_row(dv, b, j, head)[n], wanted);
     }
   }
 
-  static void check_conv(const std::string& name, const Tensor& out, const Tensor& x, const Tensor& weight, const ConvArgs& args) {
+  static void check_conv(const std::string& name, const Tensor& out, const Tensor& x, const Tensor& weight,
+                         const ConvArgs& args) {
     const std::int64_t height = x.dim(2), width = x.dim(3), kernel = weight.dim(2);
     for (std::int64_t sample = 0; sample < 50; ++sample) {
-      const std::int64_t b = sample % out.dim(0), o = sample * 31 % out.dim(1), i = sample * 7919 % out.dim(2), j = sample * 104729 % out.dim(3);
+      const std::int64_t b = sample % out.dim(0), o = sample * 31 % out.dim(1),
+                         i = sample * 7919 % out.dim(2), j = sample * 104729 % out.dim(3);
       double wanted = 0;
       for (std::int64_t c = 0; c < x.dim(1); ++c)
         for (std::int64_t r = 0; r < kernel; ++r)
           for (std::int64_t s = 0; s < kernel; ++s) {
-            const std::int64_t y = i * args.stride - args.pad_top + r, column = j * args.stride - args.pad_left + s;
+            const std::int64_t y = i * args.stride - args.pad_top + r,
+                               column = j * args.stride - args.pad_left + s;
             if (y < 0 || y >= height || column < 0 || column >= width) continue;
-            wanted += at(x, ((b * x.dim(1) + c) * height + y) * width + column) * at(weight, ((o * x.dim(1) + c) * kernel + r) * kernel + s);
+            wanted += at(x, ((b * x.dim(1) + c) * height + y) * width + column) *
+                      at(weight, ((o * x.dim(1) + c) * kernel + r) * kernel + s);
           }
       const double got = out.data<float>()[((b * out.dim(1) + o) * out.dim(2) + i) * out.dim(3) + j];
-      if (!(std::abs(got - wanted) <= 6e-8 * static_cast<double>(x.dim(1) * kernel * kernel + 4))) wrong(name, got, wanted);
+      if (!(std::abs(got - wanted) <= 6e-8 * static_cast<double>(x.dim(1) * kernel * kernel + 4)))
+        wrong(name, got, wanted);
     }
   }
 
@@ -216,19 +245,23 @@ class Bench {
     std::string name;
     double least, median, most;
     Line(std::string text, double value) : name(std::move(text)), least(value), median(value), most(value) {}
-    Line(std::string text, const Speed& s) : name(std::move(text)), least(s.least), median(s.median), most(s.most) {}
+    Line(std::string text, const Speed& s)
+        : name(std::move(text)), least(s.least), median(s.median), most(s.most) {}
   };
   void print(const Line& line) const {
-    const char* format = options_.json ? "{\"name\": \"%s\", \"threads\": %d, \"min\": %.1f, \"median\": %.1f, \"max\": %.1f, \"of_peak\": %.3f}\n"
+    const char* format = options_.json ? "{\"name\": \"%s\", \"threads\": %d, \"min\": %.1f, \"median\": "
+                                         "%.1f, \"max\": %.1f, \"of_peak\": %.3f}\n"
                                        : "%-46s %d thr  %6.1f / %6.1f / %6.1f GFLOP/s  %4.2f of peak\n";
-    std::printf(format, line.name.c_str(), options_.threads, line.least, line.median, line.most, line.most / peak_);
+    std::printf(format, line.name.c_str(), options_.threads, line.least, line.median, line.most,
+                line.most / peak_);
     std::fflush(stdout);
   }
   void report(const std::string& name, double flops, const std::function<void()>& body) {
     if (!options_.wants(name)) return;
     // processor time is that of all threads together
     const double share = options_.cpu_time ? options_.threads : 1;
-    print({name, time_it(share * flops, options_.seconds, options_.cpu_time ? cpu_seconds : wall_seconds, body)});
+    print({name,
+           time_it(share * flops, options_.seconds, options_.cpu_time ? cpu_seconds : wall_seconds, body)});
   }
 
   Options options_;
@@ -244,10 +277,12 @@ struct MatmulShape {
 void run(const Options& options) {
   Bench bench(options);
   const std::vector<DType> f32 = {DType::f32}, both = {DType::f32, DType::bf16};
-  const MatmulShape shapes[] = {
-      {1536, 3072, 3072, both}, {1536, 12288, 3072, both}, {1536, 3072, 12288, f32}, {1024, 3072, 3072, f32}, {1, 3072, 3072, both}, {4, 18432, 3072, both},
-      {28, 128, 128, f32}, {64, 128, 128, both}, {256, 128, 128, f32}, {336, 128, 128, f32}, {336, 384, 128, f32}, {336, 512, 128, f32}, {336, 128, 512, f32},
-      {64, 256, 256, f32}, {256, 256, 256, f32}, {512, 256, 256, f32}, {64, 512, 512, f32}, {512, 512, 512, f32}};
+  const MatmulShape shapes[] = {{1536, 3072, 3072, both}, {1536, 12288, 3072, both}, {1536, 3072, 12288, f32},
+                                {1024, 3072, 3072, f32},  {1, 3072, 3072, both},     {4, 18432, 3072, both},
+                                {28, 128, 128, f32},      {64, 128, 128, both},      {256, 128, 128, f32},
+                                {336, 128, 128, f32},     {336, 384, 128, f32},      {336, 512, 128, f32},
+                                {336, 128, 512, f32},     {64, 256, 256, f32},       {256, 256, 256, f32},
+                                {512, 256, 256, f32},     {64, 512, 512, f32},       {512, 512, 512, f32}};
   for (const MatmulShape& shape : shapes)
     for (const char* layout : {"NN", "NT", "TN"})
       for (DType weights : shape.weights) bench.matmul(shape.m, shape.n, shape.k, layout, weights);
@@ -261,6 +296,10 @@ void run(const Options& options) {
   bench.conv(1, 128, 128, 512, 3, 1, false);
   bench.conv(12, 64, 64, 16, 3, 1, true);
   bench.conv(12, 32, 32, 64, 3, 1, false);
+  bench.conv(12, 16, 16, 64, 3, 1, false);
+  bench.conv(12, 16, 3, 64, 3, 1, false);
+  bench.conv(12, 48, 48, 8, 3, 1, false);
+  bench.conv(12, 32, 32, 64, 3, 2, false);
   bench.conv(4, 512, 512, 32, 1, 1, false);
   bench.conv(8, 3, 1280, 224, 14, 14, false);
 }
@@ -274,12 +313,18 @@ Options parse(int argc, char** argv) {
       std::fprintf(stderr, "%s: expected a value\n", word.c_str());
       std::exit(2);
     };
-    if (word == "--threads") options.threads = std::max(1, std::atoi(value()));
-    else if (word == "--isa") options.isa = value();
-    else if (word == "--seconds") options.seconds = std::atof(value());
-    else if (word == "--json") options.json = true;
-    else if (word == "--cpu-time") options.cpu_time = true;
-    else options.names.push_back(word);
+    if (word == "--threads")
+      options.threads = std::max(1, std::atoi(value()));
+    else if (word == "--isa")
+      options.isa = value();
+    else if (word == "--seconds")
+      options.seconds = std::atof(value());
+    else if (word == "--json")
+      options.json = true;
+    else if (word == "--cpu-time")
+      options.cpu_time = true;
+    else
+      options.names.push_back(word);
   }
   return options;
 }

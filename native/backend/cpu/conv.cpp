@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "backend/cpu/conv_direct.h"
 #include "backend/cpu/gemm.h"
 #include "backend/cpu/gemm_kernels.h"
 #include "backend/cpu/operand.h"
@@ -141,12 +142,19 @@ void CpuBackend::conv2d(const Tensor& out, const Tensor& x, const Tensor& weight
                         const ConvArgs& args) {
   const std::int64_t pixels = out.dim(2) * out.dim(3), taps = weight.dim(1) * weight.dim(2) * weight.dim(3);
   const std::int64_t image = x.dim(1) * x.dim(2) * x.dim(3);
+  const Panel weights{weight.address(), store_of("conv2d", weight.dtype()), taps, 1};
+  const Patches patches = patches_of(x, weight, out.dim(3), args);
+  const float* bias_data = bias.defined() ? bias.data<float>() : nullptr;
+  if (goes_direct(patches, weight.dim(1)))
+    return convolve({x.dim(0), x.dim(1), weight.dim(0), out.dim(2), patches, image, weights, nullptr,
+                     out.data<float>(), bias_data},
+                    threads_, *scratch_);
   Product p;
   p.rows = weight.dim(0), p.columns = pixels, p.depth = taps;
   p.batch[1] = x.dim(0);
-  p.a.panel = {weight.address(), store_of("conv2d", weight.dtype()), taps, 1};
-  const PatchBatch patches{*scratch_->kernels.gemm, patches_of(x, weight, out.dim(3), args), image};
-  const Gather gather{PatchBatch::pixels, &patches};
+  p.a.panel = weights;
+  const PatchBatch batch{*scratch_->kernels.gemm, patches, image};
+  const Gather gather{PatchBatch::pixels, &batch};
   if (is_pointwise(weight, args)) {
     p.b.panel = {x.address(), Store::f32, 1, pixels};
     p.b.batch_stride[1] = image;
@@ -155,7 +163,7 @@ void CpuBackend::conv2d(const Tensor& out, const Tensor& x, const Tensor& weight
   }
   p.c = out.data<float>();
   p.c_row = pixels, p.c_batch[1] = p.rows * pixels;
-  if (bias.defined()) p.row_bias = bias.data<float>();
+  p.row_bias = bias_data;
   multiply(p, threads_, *scratch_);
 }
 
@@ -182,6 +190,20 @@ void CpuBackend::conv2d_backward_data(const Tensor& dx, const Tensor& dy, const 
     const PhaseOutput output{dx.data<float>(), channels, dx.dim(2), dx.dim(3), args.stride, phase};
     const Gather left{PhaseWeights::pack, &weights}, right{PatchBatch::pixels, &batch};
     const Finish put{PhaseOutput::put, &output};
+    if (args.stride == 1 && goes_direct(patches, outputs)) {
+      convolve({dx.dim(0),
+                outputs,
+                channels,
+                dx.dim(2),
+                patches,
+                batch.image_stride,
+                {},
+                &left,
+                dx.data<float>(),
+                nullptr},
+               threads_, *scratch_);
+      continue;
+    }
     Product p;
     p.rows = channels, p.columns = phase.rows * phase.columns, p.depth = outputs * phase_taps;
     p.batch[1] = dx.dim(0);

@@ -14,6 +14,8 @@ namespace danceflux::cpu {
 
 /// No block of K is longer, and no block of columns of B wider.
 constexpr std::int64_t kMaxDepth = 576, kMaxColumns = 512;
+/// No plane of copy_planes has more pixels.
+constexpr std::int64_t kMaxPlane = 1024;
 
 /// Packing may write so many floats past the end of a sliver.
 constexpr std::int64_t kSliverSlack = 16;
@@ -24,9 +26,10 @@ struct StripArgs {
   // a[(row / mr) * a_tile + (row % mr) * a_row + k * a_depth]
   const float* a;
   std::int64_t a_row, a_depth, a_tile;
-  // b[k * b_depth + column]; nr columns may be read
+  // b[k * b_depth + column], or b[b_offsets[k] + column] where offsets are given; whole vectors are read
   const float* b;
   std::int64_t b_depth;
+  const std::int64_t* b_offsets;
   // c[row * c_row + column]
   float* c;
   std::int64_t c_row;
@@ -56,6 +59,12 @@ struct GemmKernels {
   /// Lines are taps and k runs over pixels:
   void (*pack_taps)(float* to, std::int64_t sliver, const Patches& patches, std::int64_t first_tap,
                     std::int64_t taps, std::int64_t first_pixel, std::int64_t pixels);
+  /// Image rows first_row .. +rows (which may lie beside the image) of each channel, once per tap column s:
+  /// the pixel that tap column meets at each place, or zero. to[((channel - first_channel) * tap_columns + s)
+  /// * plane + row * width + x]; as many pixels per row as the image is wide; `plane` has room for whole
+  /// vectors.
+  void (*copy_planes)(float* to, std::int64_t plane, const Patches& patches, std::int64_t first_channel,
+                      std::int64_t channels, std::int64_t first_row, std::int64_t rows);
 };
 
 }  // namespace danceflux::cpu

@@ -40,9 +40,9 @@ DF_INLINE void finish_edge(const Vec (&sum)[M][V], const StripArgs& t, int64_t r
     }
 }
 
-template <int M, int V>
-void tile(const StripArgs& t, int64_t first_row) {
-  const float* a = t.a + first_row / kRows * t.a_tile;
+// kScattered: row k of B lies at its own offset.
+template <int M, int V, bool kScattered>
+void tile(const StripArgs& t, const float* a, int64_t first_row) {
   float* c = t.c + first_row * t.c_row;
   // C is far away: its lines travel while the sums are made
 #pragma GCC unroll 16
@@ -61,7 +61,8 @@ void tile(const StripArgs& t, int64_t first_row) {
   const float* group[(M + 2) / 3];
 #pragma GCC unroll 8
   for (int g = 0; g < (M + 2) / 3; ++g) group[g] = a + 3 * g * row;
-  for (int64_t k = t.depth; k > 0; --k) {
+  for (int64_t k = 0; k < t.depth; ++k) {
+    if constexpr (kScattered) b = t.b + t.b_offsets[k];
     Vec columns[V];
 #pragma GCC unroll 4
     for (int j = 0; j < V; ++j) columns[j] = load(b + j * kLanes);
@@ -73,7 +74,7 @@ void tile(const StripArgs& t, int64_t first_row) {
     }
 #pragma GCC unroll 8
     for (int g = 0; g < (M + 2) / 3; ++g) group[g] += step;
-    b += b_step;
+    if constexpr (!kScattered) b += b_step;
   }
   if (t.columns == V * kLanes)
     finish_full<M, V>(sum, t, first_row, c);
@@ -81,46 +82,57 @@ void tile(const StripArgs& t, int64_t first_row) {
     finish_edge<M, V>(sum, t, first_row, c);
 }
 
-template <int V>
+template <int V, bool kScattered>
 void strip_of(const StripArgs& t) {
-  using Tile = void (*)(const StripArgs&, int64_t);
-  static constexpr Tile kTail[kRows] = {
-#define DANCEFLUX_TAIL(m) tile<(m <= kRows ? m : 1), V>
-    DANCEFLUX_TAIL(1),
-    DANCEFLUX_TAIL(2),
-    DANCEFLUX_TAIL(3),
-    DANCEFLUX_TAIL(4),
+  using Tile = void (*)(const StripArgs&, const float*, int64_t);
+  static constexpr Tile kTiles[kRows] = {
+#define DANCEFLUX_TILE(m) tile<(m <= kRows ? m : 1), V, kScattered>
+    DANCEFLUX_TILE(1),
+    DANCEFLUX_TILE(2),
+    DANCEFLUX_TILE(3),
+    DANCEFLUX_TILE(4),
 #if !DANCEFLUX_ISA_PORTABLE
-    DANCEFLUX_TAIL(5),
-    DANCEFLUX_TAIL(6),
+    DANCEFLUX_TILE(5),
+    DANCEFLUX_TILE(6),
 #endif
 #if DANCEFLUX_ISA_NEON || DANCEFLUX_ISA_AVX512
-    DANCEFLUX_TAIL(7),
-    DANCEFLUX_TAIL(8),
+    DANCEFLUX_TILE(7),
+    DANCEFLUX_TILE(8),
 #endif
 #if DANCEFLUX_ISA_AVX512
-    DANCEFLUX_TAIL(9),
-    DANCEFLUX_TAIL(10),
-    DANCEFLUX_TAIL(11),
-    DANCEFLUX_TAIL(12),
+    DANCEFLUX_TILE(9),
+    DANCEFLUX_TILE(10),
+    DANCEFLUX_TILE(11),
+    DANCEFLUX_TILE(12),
 #endif
   };
-  int64_t row = 0;
-  for (; row + kRows <= t.rows; row += kRows) tile<kRows, V>(t, row);
-  if (row < t.rows) kTail[t.rows - row - 1](t, row);
+  if (t.a_tile != kRows * t.a_row) {  // slivers of kRows each
+    for (int64_t row = 0; row < t.rows; row += kRows)
+      kTiles[t.rows - row < kRows ? t.rows - row - 1 : kRows - 1](t, t.a + row / kRows * t.a_tile, row);
+    return;
+  }
+  // rows of one spacing: the last tiles share what is left, for a low tile wastes registers
+  for (int64_t row = 0, left = (t.rows + kRows - 1) / kRows; left > 0; --left) {
+    const int64_t rows = (t.rows - row + left - 1) / left;
+    kTiles[rows - 1](t, t.a + row * t.a_row, row);
+    row += rows;
+  }
 }
 
-void strip(const StripArgs& t) {
-  if (t.columns > (kVectors - 1) * kLanes) return strip_of<kVectors>(t);
+template <bool kScattered>
+void strip_columns(const StripArgs& t) {
+  if (t.columns > (kVectors - 1) * kLanes) return strip_of<kVectors, kScattered>(t);
   if constexpr (kVectors > 2)
-    if (t.columns > kLanes) return strip_of<2>(t);
-  strip_of<1>(t);
+    if (t.columns > kLanes) return strip_of<2, kScattered>(t);
+  strip_of<1, kScattered>(t);
 }
+
+void strip(const StripArgs& t) { t.b_offsets ? strip_columns<true>(t) : strip_columns<false>(t); }
 
 }  // namespace
 
 extern const GemmKernels gemm_kernels;
-const GemmKernels gemm_kernels = {kRows,     kColumns,    kLanes,   strip, pack_interleaved,
-                                  pack_rows, pack_pixels, pack_taps};
+const GemmKernels gemm_kernels = {kRows,     kColumns,    kLanes,    strip,      pack_interleaved,
+                                  pack_rows, pack_pixels, pack_taps, copy_planes};
 
 }  // namespace danceflux::cpu::DANCEFLUX_ISA_NAMESPACE

@@ -12,5 +12,7 @@ void pack_pixels(float* to, std::int64_t sliver, const Patches& patches, std::in
                  std::int64_t pixels, std::int64_t first_tap, std::int64_t taps);
 void pack_taps(float* to, std::int64_t sliver, const Patches& patches, std::int64_t first_tap,
                std::int64_t taps, std::int64_t first_pixel, std::int64_t pixels);
+void copy_planes(float* to, std::int64_t plane, const Patches& patches, std::int64_t first_channel,
+                 std::int64_t channels, std::int64_t first_row, std::int64_t rows);
 
 }  // namespace danceflux::cpu::DANCEFLUX_ISA_NAMESPACE
