@@ -279,6 +279,47 @@ export interface NativeOptimizer {
   dispose(): void;
 }
 
+/** Ranks whose devices compute together; see `native/backend/communicator.h`. Collectives run beside the device's other work. */
+export interface NativeCommunicator {
+  readonly rank: number;
+  readonly size: number;
+  readonly description: string;
+  /** In place; `ordered`: in one fixed pairwise tree over ranks. Resolves when the result is there. */
+  allReduce(tensor: NativeTensor, options: { op: "sum" | "max"; ordered: boolean }): NativeJob<void>;
+  /** `input` [size * n] -> `output` [n]. */
+  reduceScatter(
+    output: NativeTensor,
+    input: NativeTensor,
+    options: { op: "sum" | "max"; ordered: boolean },
+  ): NativeJob<void>;
+  /** `input` [n] -> `output` [size * n], in rank order. */
+  allGather(output: NativeTensor, input: NativeTensor): NativeJob<void>;
+  broadcast(tensor: NativeTensor, root: number): NativeJob<void>;
+  barrier(): NativeJob<void>;
+  /** What is under way and what comes later rejects with `ERR_COMMUNICATION` and this reason. */
+  abort(reason: string): void;
+  dispose(): void;
+}
+
+export interface CommunicatorOptions {
+  /** `shared-memory` is built in; others (`gloo`, `nccl`, `hccl`) are plugins. */
+  engine: string;
+  rank: number;
+  size: number;
+  /** Longest wait for another rank. */
+  timeoutSeconds: number;
+  /** The engine's own options as JSON, see lib/distributed/options.ts. */
+  engineOptions: string;
+}
+
+/** A communicator in the making: offers travel through a rendezvous, then all ranks connect. */
+export interface NativeCommunicatorSetup {
+  offer(): NativeJob<Uint8Array>;
+  /** `offers` in rank order. `ERR_COMMUNICATION` at the deadline. */
+  connect(offers: Uint8Array[]): NativeJob<NativeCommunicator>;
+  dispose(): void;
+}
+
 export interface NativeDevice {
   readonly name: string;
   readonly description: string;
@@ -309,6 +350,7 @@ export interface NativeDevice {
   ): NativeClip;
   createVae(config: VaeConfigNative, weights: DTypeName): NativeVae;
   createOptimizer(model: NativeModel, options: OptimizerOptions): NativeOptimizer;
+  createCommunicator(options: CommunicatorOptions): NativeCommunicatorSetup;
   /** Stops the running job and those that wait (`ERR_ABORTED`) and ends the device's thread; handles of this device are then dead. */
   dispose(): void;
 }
