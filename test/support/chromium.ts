@@ -4,6 +4,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Readable, Writable } from "node:stream";
+import { setTimeout } from "node:timers/promises";
 
 const NAMES = ["chromium", "chromium-browser", "google-chrome"];
 
@@ -47,9 +48,16 @@ export class Browser {
       "--disable-gpu",
       "--remote-debugging-pipe",
       "--hide-scrollbars",
+      "--no-first-run",
+      "--disable-background-networking",
+      "--disable-component-update",
+      "--disable-sync",
     ];
     const args = [...flags, `--user-data-dir=${this.#folder}`, "about:blank"];
-    this.#process = spawn(chromium!, args, { stdio: ["ignore", "ignore", "ignore", "pipe", "pipe"] });
+    this.#process = spawn(chromium!, args, {
+      stdio: ["ignore", "ignore", "ignore", "pipe", "pipe"],
+      detached: true, // a process group of its own, see close()
+    });
     (this.#process.stdio[4] as Readable).on("data", (chunk: Buffer) => this.#read(chunk.toString("utf8")));
   }
 
@@ -113,8 +121,22 @@ export class Browser {
 
   async close(): Promise<void> {
     const ended = new Promise((resolve) => this.#process.once("exit", resolve));
-    this.#process.kill();
+    void this.#send("Browser.close").catch(() => {});
     await ended;
+    // Its helpers may outlive it for a moment, and write into the folder while it is being removed.
+    const group = -this.#process.pid!;
+    for (let i = 0; i < 100 && alive(group); i++) {
+      if (i === 20) process.kill(group, "SIGKILL");
+      await setTimeout(50);
+    }
     rmSync(this.#folder, { recursive: true, force: true, maxRetries: 5 });
+  }
+}
+
+function alive(pid: number): boolean {
+  try {
+    return process.kill(pid, 0);
+  } catch {
+    return false;
   }
 }
