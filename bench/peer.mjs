@@ -1,5 +1,5 @@
 // The other side of a comparison: a Python process that is told by lines of JSON what to do, and answers with lines of JSON.
-import { spawn } from "node:child_process";
+import { execFileSync, spawn } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -30,6 +30,13 @@ export function formula(count, seed, scale) {
   return values;
 }
 
+/** Runs a script of the other side to its end. */
+export function runPeer(script, args) {
+  const python = process.env.DANCEFLUX_PYTHON;
+  if (!python) throw new Error(`${script} needs PyTorch: set DANCEFLUX_PYTHON`);
+  execFileSync(python, [script, ...args.map(String)], { stdio: ["ignore", "inherit", "inherit"] });
+}
+
 /** Undefined when no Python was named. */
 export async function startPeer(script, args) {
   const python = process.env.DANCEFLUX_PYTHON;
@@ -57,8 +64,11 @@ export async function startPeer(script, args) {
       const bytes = readFileSync(join(folder, `${name}.f32`));
       return new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4);
     },
-    end() {
+    /** Resolves when the process is gone, and its memory with it. */
+    async end() {
+      const gone = new Promise((resolve) => child.once("exit", resolve));
       child.stdin.end();
+      await gone;
       rmSync(folder, { recursive: true, force: true });
     },
   };

@@ -261,7 +261,7 @@ export async function run({ report, threads, repeat, cpuTime }) {
     if (peer) sum.theirs += result.theirs;
   }
   report({ name: "step/iteration", ...sum, unit: cpuTime ? "CPU s" : "s", checked: good && Boolean(peer) });
-  peer?.end();
+  await peer?.end();
   ours.device.dispose();
   return good;
 }

@@ -6,7 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { buildNativeBench } from "./native.mjs";
-import { formula, median, relativeError, startPeer } from "./peer.mjs";
+import { formula, median, relativeError, runPeer, startPeer } from "./peer.mjs";
 
 export const TEXT_LENGTH = 512;
 /** The parameter whose gradient is compared. */
@@ -44,8 +44,8 @@ export async function measure(threads, repeat, cpuTime = false) {
   };
   for (const [name, values] of Object.entries(arrays)) writeFileSync(join(folder, `${name}.f32`), values);
   try {
+    runPeer(here("peers/wide.py"), [folder, threads, model, "make"]);
     const peer = await startPeer(here("peers/wide.py"), [threads, model]);
-    if (!peer) throw new Error("wide needs PyTorch: it makes the weights; set DANCEFLUX_PYTHON");
     const sizes = { rows: grid, columns: grid, text_length: TEXT_LENGTH };
     const theirs = { forward: [], backward: [] };
     for (let i = 0; i <= repeat; i++) {
@@ -59,7 +59,7 @@ export async function measure(threads, repeat, cpuTime = false) {
       theirs.backwardPeak = answer.peak;
     }
     const golden = { velocity: peer.read("velocity"), gradient: peer.read("gradient") };
-    peer.end();
+    await peer.end();
     const ours = {};
     for (const dtype of ["f32", "bf16"]) {
       const side = measureOurs(model, folder, dtype, threads, repeat, cpuTime);

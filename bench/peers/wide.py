@@ -1,9 +1,8 @@
 """FLUX-width blocks in PyTorch: wide.py FOLDER THREADS MODEL [make]
 
-D 3072, 2 double and 4 single blocks, batch 1. With `make` the model is first written to MODEL, its numbers rounded to bf16, so that
-f32 and bf16 storage hold the same.
+D 3072, 2 double and 4 single blocks, batch 1. With `make` the model is only written to MODEL, its numbers rounded to bf16, so that
+f32 and bf16 storage hold the same: in a process of its own, whose memory then is not counted as the model's.
 """
-import os
 import sys
 
 import torch
@@ -13,7 +12,7 @@ from protocol import Peer, peak_memory
 
 folder, threads, model = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 peer = Peer(folder, threads)
-if not os.path.exists(os.path.join(model, "config.json")):
+if sys.argv[4:] == ["make"]:
     torch.manual_seed(0)
     with torch.no_grad():
         made = FluxTransformer2DModel(num_layers=2, num_single_layers=4, guidance_embeds=True).to(torch.bfloat16)
@@ -21,7 +20,7 @@ if not os.path.exists(os.path.join(model, "config.json")):
             if parameter.ndim > 1:
                 parameter.normal_(0, 0.02)
     made.save_pretrained(model, max_shard_size="20GB")
-    del made
+    sys.exit(0)
 flux = FluxTransformer2DModel.from_pretrained(model, torch_dtype=torch.float32)
 
 
