@@ -12,7 +12,7 @@ constexpr std::int64_t kDepth = 384;
 // Below these sizes of a task the packing of A, and of B, shows.
 constexpr std::int64_t kNarrow = 64, kLow = 96;
 // Less is not worth a second thread.
-constexpr double kTaskFlops = 5e5;
+constexpr double kTaskFlops = 2.5e5;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
@@ -82,7 +82,6 @@ class Rectangle {
     const std::int64_t c_row = in_place() ? p_.c_row : columns_;
     if (!in_place() && p_.accumulate) move_c<true>();
     walk(c, c_row);
-    if (p_.finish) p_.finish->call(p_.finish->self, c, c_row, batch_, row_, rows_, column_, columns_);
     if (!in_place() && p_.c) move_c<false>();
   }
 
@@ -129,6 +128,9 @@ class Rectangle {
           left_.fetch_ahead(i, j, slivers);
           kernels_.strip(strip);
         }
+        if (last && p_.finish)
+          p_.finish->call(p_.finish->self, c + i * c_row, c_row, batch_, row_ + i, strip.rows, column_,
+                          columns_);
       }
     }
   }

@@ -19,7 +19,7 @@ struct Operand {
   const Gather* gather = nullptr;         // instead of the panel
 };
 
-/// Called with each rectangle of C once it is complete and still in the cache. When the product has no c,
+/// Called with each strip of rows of C once it is complete and still in the cache. When the product has no c,
 /// this is where it goes.
 struct Finish {
   void (*call)(const void* self, float* c, std::int64_t c_row, std::int64_t batch, std::int64_t first_row,
