@@ -21,7 +21,8 @@ class OptimizerWrap : public Napi::ObjectWrap<OptimizerWrap> {
         "Optimizer", DefineClass(env, "NativeOptimizer",
                                  {InstanceMethod<&W::prepare>("prepare"), InstanceMethod<&W::step>("step"),
                                   InstanceMethod<&W::swap_ema>("swapEma"), InstanceMethod<&W::save>("save"),
-                                  InstanceMethod<&W::load>("load"), InstanceMethod<&W::dispose>("dispose")}));
+                                  InstanceMethod<&W::load>("load"), InstanceMethod<&W::dispose>("dispose"),
+                                  InstanceMethod<&W::dispose>(dispose_symbol(env))}));
   }
 
   static Napi::Value make(Napi::Env env, const ModelHandle& model, const train::OptimizerOptions& options) {
