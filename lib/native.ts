@@ -37,7 +37,7 @@ export interface MemoryReport {
   systemAllocations: number;
 }
 
-export interface NativeTensor {
+export interface NativeTensor extends Disposable {
   readonly shape: number[];
   readonly dtype: DTypeName;
   readonly bytes: number;
@@ -77,7 +77,7 @@ export interface TensorInfo {
   shape: number[];
 }
 
-export interface NativeModel {
+export interface NativeModel extends Disposable {
   readonly kind: string;
   parameters(): ParameterInfo[];
   /** Names of parameters that no load() has filled yet. */
@@ -266,7 +266,7 @@ export interface OptimizerStepResult {
   step: number;
 }
 
-export interface NativeOptimizer {
+export interface NativeOptimizer extends Disposable {
   /** Makes gradients and state for the parameters that train now; without it, the first of the other jobs does. */
   prepare(): NativeJob<void>;
   /** Clips by the global norm (0: no clipping), updates, zeroes the gradients; a non-finite norm skips the update. */
@@ -280,7 +280,7 @@ export interface NativeOptimizer {
 }
 
 /** Ranks whose devices compute together; see `native/backend/communicator.h`. Collectives run beside the device's other work. */
-export interface NativeCommunicator {
+export interface NativeCommunicator extends Disposable {
   readonly rank: number;
   readonly size: number;
   readonly description: string;
@@ -313,14 +313,14 @@ export interface CommunicatorOptions {
 }
 
 /** A communicator in the making: offers travel through a rendezvous, then all ranks connect. */
-export interface NativeCommunicatorSetup {
+export interface NativeCommunicatorSetup extends Disposable {
   offer(): NativeJob<Uint8Array>;
   /** `offers` in rank order. `ERR_COMMUNICATION` at the deadline. */
   connect(offers: Uint8Array[]): NativeJob<NativeCommunicator>;
   dispose(): void;
 }
 
-export interface NativeDevice {
+export interface NativeDevice extends Disposable {
   readonly name: string;
   readonly description: string;
   memory(): MemoryReport;

@@ -7,6 +7,7 @@ import { type LoadedClip, loadClipFolder, loadOpenClip } from "../lib/models/cli
 import { type NativeTensor, native } from "../lib/native.js";
 import { processedImageEncoder } from "../lib/rewards/clip.js";
 import { ClipReward, storageOf } from "../lib/rewards/clip_scorer.js";
+import { roundToF16 } from "../lib/rewards/half.js";
 import { hpsImageEncoder } from "../lib/rewards/hps.js";
 import { loadReward, type RewardConfig } from "../lib/rewards/index.js";
 import { resizePillow } from "../lib/rewards/pillow.js";
@@ -255,6 +256,48 @@ describe("hps-v2.1", () => {
     expect(scores[2]).toEqual(scores[0]);
     expect(scores[0]!.every((score) => Math.abs(score) <= 1)).toBe(true);
     expect(scores[0]![0]).not.toBe(scores[0]![1]);
+  });
+
+  it("rounds scores to half precision when asked, as under autocast", async () => {
+    const path = publish("hps-rounded", true);
+    using request = await requestOf(device, pictures, ["a bad cab", "plum"]);
+    using plain = await loadReward({ type: "hps-v2.1", path }, { device });
+    using rounded = await loadReward({ type: "hps-v2.1", path, roundScores: "f16" }, { device });
+    const scores = Array.from(await plain.score(request));
+    const halves = Array.from(await rounded.score(request));
+    expect(halves).toEqual(scores.map(roundToF16));
+    expect(halves).not.toEqual(scores);
+    await expect(loadReward({ type: "hps-v2.1", path, roundScores: "bf16" }, { device })).rejects.toThrow(
+      'roundScores: expected one of "f16", got "bf16"',
+    );
+  });
+
+  it("rounds every kind of number as half precision does", () => {
+    // 0.25 to 0.5 in steps of 2 ** -12; ties to even; the smallest, halves of it; the largest and what goes beyond.
+    const cases: [number, number][] = [
+      [0.3, 0.300048828125],
+      [-0.3, -0.300048828125],
+      [0.25 + 2 ** -13, 0.25],
+      [0.25 + 3 * 2 ** -13, 0.25 + 2 ** -11],
+      [0.5 - 2 ** -14, 0.5],
+      [1 - 2 ** -12, 1],
+      [2 ** -24, 2 ** -24],
+      [2 ** -25, 0],
+      [1.5 * 2 ** -24, 2 ** -23],
+      [65504, 65504],
+      [65519, 65504],
+      [65520, Number.POSITIVE_INFINITY],
+      [0, 0],
+    ];
+    for (const [value, half] of cases) expect(roundToF16(value), String(value)).toBe(half);
+    for (let bits = 0; bits < 0x7c00; bits++) {
+      const fraction = bits & 0x3ff;
+      const exponent = bits >> 10;
+      const exact = exponent ? (1 + fraction / 1024) * 2 ** (exponent - 15) : fraction * 2 ** -24;
+      expect(roundToF16(exact)).toBe(exact);
+    }
+    expect(roundToF16(Number.NaN)).toBeNaN();
+    expect(roundToF16(-1e9)).toBe(Number.NEGATIVE_INFINITY);
   });
 
   it("looks for its published name, and says what is missing", async () => {

@@ -99,6 +99,23 @@ describe("handles", () => {
     expect(binding.liveHandles()).toEqual(before);
   });
 
+  it("end with the scope that declares them with `using`", async () => {
+    const before = binding.liveHandles();
+    {
+      using other = openDevice("cpu", { threads: 1 });
+      using bare = binding.openDevice("cpu", "{}");
+      using tensor = await small();
+      using model = await flux();
+      const options = { beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0, emaDecay: 0 };
+      using optimizer = device.handle.createOptimizer(model, options);
+      expect([other, bare, tensor, model, optimizer].every(Boolean)).toBe(true);
+      const made = binding.liveHandles();
+      const kinds = ["tensors", "models", "optimizers", "devices"] as const;
+      expect(kinds.map((kind) => made[kind] - before[kind])).toEqual([1, 1, 1, 2]);
+    }
+    expect(binding.liveHandles()).toEqual(before);
+  });
+
   it("say so when they are used after their end", async () => {
     const inputs = await inputsOf();
     const tensor = await small();
@@ -467,6 +484,32 @@ describe("arguments", () => {
       emaDecay: 0,
     };
     device.handle.createOptimizer(another, options).dispose();
+  });
+});
+
+describe("an optimizer", () => {
+  it("takes its numbers as doubles: 1 - beta2 loses no digits on the way", async () => {
+    using model = await flux();
+    using inputs = await inputsOf();
+    const options = { beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0, emaDecay: 0 };
+    const name = "proj_out.weight";
+    await model.setTrainable([name]).promise;
+    using optimizer = device.handle.createOptimizer(model, options);
+    await optimizer.prepare().promise;
+    const { shape } = inputs.latents[0]!.tensor;
+    const size = shape.reduce((product, dim) => product * dim, 1);
+    using dVelocity = await upload(Array(size).fill(1), shape);
+    const back = await model.velocityGradient(inputs, dVelocity, 0).promise;
+    for (const handle of Object.values(back)) handle.dispose();
+    const gradient = await model.read(name, "gradient").promise;
+    await optimizer.step(1e-3, 0).promise;
+    const file = join(folder, "optimizer.safetensors");
+    await optimizer.save(file).promise;
+    const second = binding.readTensor(file, `${name}.v`).values;
+    const total = (values: Float32Array) => values.reduce((sum, value) => sum + value, 0);
+    const wanted = total(gradient.map((g) => g * g)) * 0.001;
+    expect(wanted).toBeGreaterThan(0);
+    expect(Math.abs(total(second) / wanted - 1)).toBeLessThan(1e-6);
   });
 });
 

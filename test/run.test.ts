@@ -1,5 +1,14 @@
 // What a training run promises when things go wrong, stop half-way or go on: folders, checkpoints, rewards, pictures, exports.
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { MetricsFile } from "../lib/grpo/metrics.js";
@@ -75,6 +84,21 @@ describe("the run folder", () => {
       await expect(train(run), content).rejects.toMatchObject({ code: "ERR_OUTPUT" });
       expect(readFileSync(path, "utf8")).toBe(content);
     }
+  });
+
+  it("is one run's at a time", async () => {
+    const run = newRun();
+    let second: Promise<unknown> | undefined;
+    const onIteration = () => {
+      second ??= train(run).catch((error) => error);
+    };
+    await train(run, {}, { onIteration });
+    expect(await second).toMatchObject({
+      code: "ERR_OUTPUT",
+      message: expect.stringContaining("in use by process"),
+    });
+    expect(existsSync(join(run, "lock"))).toBe(false);
+    expect(endOf(run)).toEqual(endOf(await whole()));
   });
 
   it("of a run that was refused before it began may be used with other options", async () => {
@@ -318,17 +342,53 @@ describe("checkpoints", () => {
   });
 
   it("that cannot be read are named", async () => {
-    const spoil = async (name: string, content: string, code: string) => {
+    const spoil = async (name: string, content: string) => {
       const run = newRun();
       await train(run, { iterations: 1 });
       put(join(run, "checkpoints/000001", name), content);
       const before = native().liveHandles();
-      await expect(train(run)).rejects.toMatchObject({ code, message: expect.stringContaining(name) });
+      await expect(train(run)).rejects.toMatchObject({
+        code: "ERR_CHECKPOINT",
+        message: expect.stringMatching(new RegExp(`no checkpoint can be read: .*${name}`)),
+      });
+      expect(existsSync(join(run, "lock"))).toBe(false);
       expect(native().liveHandles()).toEqual(before);
     };
-    await spoil("trainer.json", "{", "ERR_CHECKPOINT");
-    await spoil("trainer.json", '{"version": 2}', "ERR_CHECKPOINT");
-    await spoil("optimizer.safetensors", "short", "ERR_SAFETENSORS");
+    await spoil("trainer.json", "{");
+    await spoil("trainer.json", '{"version": 2}');
+    await spoil("trainer.json", "null");
+    await spoil("optimizer.safetensors", "short");
+  });
+
+  it("that cannot be read give way to the one before, with a warning, and the bits are the same", async () => {
+    const spoiled: [string, (path: string) => void][] = [
+      ["optimizer.safetensors", (path) => truncateSync(path, statSync(path).size - 1)],
+      ["optimizer.safetensors", (path) => rmSync(path)],
+      ["trainer.json", (path) => truncateSync(path, 10)],
+    ];
+    for (const [name, spoil] of spoiled) {
+      const run = newRun();
+      await train(run, { iterations: 2 });
+      spoil(join(run, "checkpoints/000002", name));
+      const warnings: string[] = [];
+      const iterations = await train(run, {}, { onWarning: (message) => warnings.push(message) });
+      expect(warnings).toEqual([expect.stringMatching(`checkpoint 2 is skipped for 1: .*${name}`)]);
+      expect(iterations.map(({ iteration }) => iteration)).toEqual([2, 3]);
+      expect(endOf(run)).toEqual(endOf(await whole()));
+      expect(checkpointsOf(run)).toEqual(["000002", "000003"]);
+    }
+  });
+
+  it("that cannot be read never push a good one out", async () => {
+    const run = newRun();
+    await train(run, { iterations: 3, output: { keep: 3 } });
+    writeFileSync(join(run, "checkpoints/000003/trainer.json"), "");
+    writeFileSync(join(run, "checkpoints/000002/trainer.json"), "");
+    const stop = new AbortController();
+    await train(run, { output: { keep: 1 } }, { stop: stop.signal, onIteration: () => stop.abort() });
+    expect(checkpointsOf(run)).toEqual(["000002"]);
+    await train(run, { output: { keep: 1 } });
+    expect(endOf(run)).toEqual(endOf(await whole()));
   });
 
   it("need the metrics that belong to them", async () => {

@@ -82,13 +82,9 @@ async function scorePicture(
   picture: Picture,
   prompt: string,
 ): Promise<Record<string, number>> {
-  const images = await toDevice(device.handle, [picture]);
-  try {
-    const all = await scoreAll(rewards, scoreRequest(device.handle, images, [prompt], 0));
-    return Object.fromEntries(all.map(({ name, scores }) => [name, scores[0]!]));
-  } finally {
-    images.dispose();
-  }
+  using images = await toDevice(device.handle, [picture]);
+  const all = await scoreAll(rewards, scoreRequest(device.handle, images, [prompt], 0));
+  return Object.fromEntries(all.map(({ name, scores }) => [name, scores[0]!]));
 }
 
 function table(scored: ScoredPicture[]): string {

@@ -89,7 +89,10 @@ export async function saveCheckpoint(
     );
   }
   const all = await listCheckpoints(runFolder);
-  for (const old of all.slice(0, Math.max(0, all.length - keep)))
+  // Those ahead of this one could not be read when the run went on from an earlier one.
+  const ahead = all.filter(({ iteration }) => iteration > state.iteration);
+  const good = all.filter(({ iteration }) => iteration <= state.iteration);
+  for (const old of [...ahead, ...good.slice(0, Math.max(0, good.length - keep))])
     await rm(old.path, { recursive: true, force: true });
   return final;
 }
@@ -102,18 +105,13 @@ async function removeLeftovers(folder: string): Promise<void> {
   }
 }
 
-/** The newest checkpoint of a run, if there is one. */
-export async function latestCheckpoint(
-  runFolder: string,
-): Promise<{ path: string; state: TrainerState } | undefined> {
-  const newest = (await listCheckpoints(runFolder)).at(-1);
-  if (!newest) return undefined;
-  const path = join(newest.path, STATE);
+async function readState(checkpoint: string): Promise<TrainerState> {
+  const path = join(checkpoint, STATE);
   try {
-    const state = JSON.parse(await readFile(path, "utf8")) as TrainerState;
-    if (state.version !== 1 || !Number.isInteger(state.iteration))
+    const state = JSON.parse(await readFile(path, "utf8")) as TrainerState | null;
+    if (state?.version !== 1 || !Number.isInteger(state.iteration))
       throw new Error("not a trainer state of version 1");
-    return { path: newest.path, state };
+    return state;
   } catch (cause) {
     throw new DanceError("ERR_CHECKPOINT", `${path}: cannot be read (${(cause as Error).message})`, {
       cause,
@@ -121,10 +119,43 @@ export async function latestCheckpoint(
   }
 }
 
-export async function loadOptimizer(checkpoint: string, optimizer: NativeOptimizer): Promise<void> {
-  try {
-    await runJob(optimizer.load(join(checkpoint, OPTIMIZER)));
-  } catch (error) {
-    throw DanceError.from(error);
+/** What a file may be found to be, as opposed to what may happen to the device that reads it. */
+const UNREADABLE: readonly string[] = [
+  "ERR_CHECKPOINT",
+  "ERR_FILE",
+  "ERR_SAFETENSORS",
+  "ERR_WEIGHTS",
+  "ERR_DTYPE",
+];
+
+/**
+ * Puts the newest checkpoint that can be read into the optimizer (and the weights that it moves). `undefined`: there is none at all.
+ *
+ * @param onWarning Told of each newer one that cannot be read, and why.
+ * @throws {DanceError} `ERR_CHECKPOINT` when none of them can be read, naming each.
+ */
+export async function restoreNewest(
+  runFolder: string,
+  optimizer: NativeOptimizer,
+  onWarning?: (message: string) => void,
+): Promise<TrainerState | undefined> {
+  const all = (await listCheckpoints(runFolder)).reverse();
+  const failures: string[] = [];
+  for (const [i, { path, iteration }] of all.entries()) {
+    try {
+      const state = await readState(path);
+      await runJob(optimizer.load(join(path, OPTIMIZER)));
+      return state;
+    } catch (cause) {
+      const error = DanceError.from(cause);
+      if (!UNREADABLE.includes(error.code)) throw error;
+      failures.push(error.message);
+      const next = all[i + 1];
+      if (next) onWarning?.(`checkpoint ${iteration} is skipped for ${next.iteration}: ${error.message}`);
+    }
   }
+  if (failures.length === 0) return undefined;
+  throw new DanceError("ERR_CHECKPOINT", `${runFolder}: no checkpoint can be read: ${failures.join("; ")}`, {
+    hint: "remove the folder's checkpoints to start again, or choose another output.folder",
+  });
 }

@@ -71,22 +71,18 @@ export async function evaluate(
         stepNoise: (step: number) => evaluationKey(options.seed, prompt, sample, step + 1),
       }));
       using trajectory = await sampleBatch(pipeline, plan, rows, { keep: false, signal });
-      const images = await pipeline.decode(trajectory.final, plan.grid.rows, plan.grid.columns, signal);
-      try {
-        const request = scoreRequest(
-          pipeline.device.handle,
-          images,
-          batch.map((entry) => entry.prompt),
-          options.iteration,
-          signal,
-        );
-        const batchScores = await scoreAll(rewards, request);
-        scores = appendScores(scores, batchScores);
-        if (done < options.save) {
-          saved.push(...(await save(writer, options, await request.pictures(), batch, batchScores, done)));
-        }
-      } finally {
-        images.dispose();
+      using images = await pipeline.decode(trajectory.final, plan.grid.rows, plan.grid.columns, signal);
+      const request = scoreRequest(
+        pipeline.device.handle,
+        images,
+        batch.map((entry) => entry.prompt),
+        options.iteration,
+        signal,
+      );
+      const batchScores = await scoreAll(rewards, request);
+      scores = appendScores(scores, batchScores);
+      if (done < options.save) {
+        saved.push(...(await save(writer, options, await request.pictures(), batch, batchScores, done)));
       }
     } finally {
       for (const embedding of uploaded.values()) embedding[Symbol.dispose]();

@@ -69,9 +69,9 @@ function noiseKeys(
 /** Samples of an iteration with everything on the device that belongs to them. */
 export class Rollout implements Disposable {
   readonly samples: Sample[];
-  readonly #owned: Set<Disposable | NativeTensor>;
+  readonly #owned: Set<Disposable>;
 
-  constructor(samples: Sample[], owned: Set<Disposable | NativeTensor>) {
+  constructor(samples: Sample[], owned: Set<Disposable>) {
     this.samples = samples;
     this.#owned = owned;
   }
@@ -84,13 +84,8 @@ export class Rollout implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    for (const thing of this.#owned) release(thing);
+    for (const thing of this.#owned) thing[Symbol.dispose]();
   }
-}
-
-function release(thing: Disposable | NativeTensor): void {
-  if ("dispose" in thing) thing.dispose();
-  else thing[Symbol.dispose]();
 }
 
 /** What the stages of a rollout took. */
@@ -111,7 +106,7 @@ export async function rollout(
     Array.from({ length: options.groupSize }, (_, index) => ({ ...prompt, group, index })),
   );
   const samples: Sample[] = [];
-  const owned = new Set<Disposable | NativeTensor>();
+  const owned = new Set<Disposable>();
   try {
     for (const batch of batches(wanted, options.batch)) {
       const rows = batch.map((sample) => ({
@@ -136,7 +131,7 @@ export async function rollout(
     }
     return { rollout: new Rollout(samples, owned), seconds };
   } catch (error) {
-    for (const thing of owned) release(thing);
+    for (const thing of owned) thing[Symbol.dispose]();
     throw error;
   }
 }

@@ -4,16 +4,20 @@ import { join } from "node:path";
 import { DanceError } from "../errors.js";
 import { writeAtomically } from "../models/save.js";
 import type { TrainConfig } from "./config.js";
+import { LOCK, lockRunFolder, type RunLock } from "./run_lock.js";
 import { configHash } from "./validate.js";
 
 const CONFIG = "config.json";
 
+/** The lock, and what is left of one when two processes came upon a dead one's. */
+const isOfLock = (name: string) => name === LOCK || name.startsWith(`${LOCK}.tmp-`);
+
 /**
- * Makes the folder, or makes sure that it holds an earlier part of the same run.
+ * Makes the folder, or makes sure that it holds an earlier part of the same run. Answers its lock, which keeps other processes out.
  *
- * @throws {DanceError} `ERR_OUTPUT` when it cannot be written, holds something else, or a run with other options.
+ * @throws {DanceError} `ERR_OUTPUT` when it cannot be written, holds something else or a run with other options, or is in use.
  */
-export async function openRunFolder(config: TrainConfig): Promise<void> {
+export async function openRunFolder(config: TrainConfig): Promise<RunLock> {
   const { folder } = config.output;
   try {
     await mkdir(folder, { recursive: true });
@@ -23,12 +27,19 @@ export async function openRunFolder(config: TrainConfig): Promise<void> {
       cause,
     });
   }
-  const names = await readdir(folder);
-  if (names.length > 0) await checkSameRun(config, names);
-  await writeAtomically(
-    join(folder, CONFIG),
-    `${JSON.stringify({ hash: configHash(config), config }, null, 2)}\n`,
-  );
+  const lock = await lockRunFolder(folder);
+  try {
+    const names = (await readdir(folder)).filter((name) => !isOfLock(name));
+    if (names.length > 0) await checkSameRun(config, names);
+    await writeAtomically(
+      join(folder, CONFIG),
+      `${JSON.stringify({ hash: configHash(config), config }, null, 2)}\n`,
+    );
+    return lock;
+  } catch (error) {
+    await lock.release();
+    throw error;
+  }
 }
 
 async function checkSameRun(config: TrainConfig, names: string[]): Promise<void> {

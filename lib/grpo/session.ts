@@ -14,7 +14,7 @@ import {
 } from "../rewards/scorer.js";
 import { type SamplePlan, samplePlan } from "../sample/sampler.js";
 import { mixedAdvantages } from "./advantage.js";
-import { latestCheckpoint, loadOptimizer, saveCheckpoint, type TrainerState } from "./checkpoint.js";
+import { restoreNewest, saveCheckpoint, type TrainerState } from "./checkpoint.js";
 import { blocksToRecompute } from "./cost.js";
 import { EmbeddingStore } from "./embeddings.js";
 import { evaluate } from "./evaluation.js";
@@ -25,6 +25,7 @@ import { loadPrompts, PromptOrder, type PromptPosition } from "./prompts.js";
 import { iterationMetrics } from "./report_iteration.js";
 import { type Rollout, rollout } from "./rollout.js";
 import { evaluationFolder, openRunFolder, picturesFolder } from "./run_folder.js";
+import type { RunLock } from "./run_lock.js";
 import type { RunOptions, TrainerParts } from "./trainer.js";
 import { type UpdateReport, update } from "./update.js";
 import { configHash } from "./validate.js";
@@ -55,6 +56,7 @@ export class Session {
   readonly #metrics: MetricsFile;
   readonly #writer = new AsyncImageWriter();
   readonly #state: TrainerState;
+  readonly #lock: RunLock;
   #saved: number;
   #textTokens = 0;
 
@@ -68,6 +70,7 @@ export class Session {
       evaluationPrompts: string[];
       metrics: MetricsFile;
       state: TrainerState;
+      lock: RunLock;
     },
   ) {
     this.#parts = parts;
@@ -79,6 +82,7 @@ export class Session {
     this.#evaluationPrompts = made.evaluationPrompts;
     this.#metrics = made.metrics;
     this.#state = made.state;
+    this.#lock = made.lock;
     this.#saved = made.state.iteration;
   }
 
@@ -88,25 +92,39 @@ export class Session {
     const prompts = await promptsOf(config.prompts);
     const evaluationPrompts = config.evaluation.every > 0 ? await promptsOf(config.evaluation.prompts) : [];
     samplePlan(pipeline, { ...config.sampling, ...timesteps(parts), window: undefined }); // tells sizes that do not fit
-    await openRunFolder(config);
-    const checkpoint = await latestCheckpoint(config.output.folder);
-    const state = checkpoint?.state ?? startState(configHash(config));
-    const policy = await Policy.create(pipeline, config.learning, BigInt(config.seed));
+    const { folder } = config.output;
+    const lock = await openRunFolder(config);
+    let policy: Policy | undefined;
     try {
-      if (checkpoint) await loadOptimizer(checkpoint.path, policy.optimizer);
-      const metrics = await MetricsFile.open(join(config.output.folder, "metrics.jsonl"), state.metricsBytes);
+      policy = await Policy.create(pipeline, config.learning, BigInt(config.seed));
+      const restored = await restoreNewest(folder, policy.optimizer, options.onWarning);
+      const state = restored ?? startState(configHash(config));
+      const metrics = await MetricsFile.open(join(folder, "metrics.jsonl"), state.metricsBytes);
       const embeddings = new EmbeddingStore(pipeline, config.embeddingCache);
-      return new Session(parts, options, { policy, embeddings, prompts, evaluationPrompts, metrics, state });
+      return new Session(parts, options, {
+        policy,
+        embeddings,
+        prompts,
+        evaluationPrompts,
+        metrics,
+        state,
+        lock,
+      });
     } catch (error) {
-      policy[Symbol.dispose]();
+      policy?.[Symbol.dispose]();
+      await lock.release();
       throw error;
     }
   }
 
   async close(): Promise<void> {
     await this.#writer.flush().catch(() => {});
-    await this.#metrics.close();
-    this.#policy[Symbol.dispose]();
+    try {
+      await this.#metrics.close();
+    } finally {
+      this.#policy[Symbol.dispose]();
+      await this.#lock.release();
+    }
   }
 
   async *iterations(): AsyncGenerator<IterationMetrics> {

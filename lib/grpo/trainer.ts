@@ -33,7 +33,7 @@ export interface RunOptions {
   /** Asks for an end: a running rollout is given up, a running update is finished, a checkpoint is written. */
   stop?: AbortSignal;
   onProgress?: (progress: Progress) => void;
-  /** Told when a reward that is not required failed, and how. */
+  /** Told of a reward that is not required and failed, of a checkpoint that cannot be read and is passed over, and why. */
   onWarning?: (message: string) => void;
   onEvaluation?: (metrics: EvaluationMetrics, result: EvaluationResult) => void;
 }

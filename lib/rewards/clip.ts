@@ -38,15 +38,11 @@ export function processedImageEncoder(
   return async ({ pictures, signal }) => {
     const prepared = await pictures();
     const values = pixelValues(prepared, processor);
-    const pixels = await runJob(
+    using pixels = await runJob(
       device.handle.upload(values, [prepared.length, 3, processor.crop, processor.crop]),
       signal,
     );
-    try {
-      return await runJob(model.encodeImages(pixels, "pixelValues"), signal);
-    } finally {
-      pixels.dispose();
-    }
+    return await runJob(model.encodeImages(pixels, "pixelValues"), signal);
   };
 }
 

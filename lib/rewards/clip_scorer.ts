@@ -45,16 +45,10 @@ export class ClipReward implements Reward {
     const { clip, encodeImages, score = (cosine) => cosine } = this.#parts;
     const prompts = [...new Set(request.prompts)];
     const rows = request.prompts.map((prompt) => prompts.indexOf(prompt));
-    const text = await this.#textFeatures(prompts, request.signal);
-    let images: NativeTensor | undefined;
-    try {
-      images = await encodeImages(request);
-      const cosines = await runJob(clip.model.cosine(images, text, rows), request.signal);
-      return Array.from(cosines, score);
-    } finally {
-      text.dispose();
-      images?.dispose();
-    }
+    using text = await this.#textFeatures(prompts, request.signal);
+    using images = await encodeImages(request);
+    const cosines = await runJob(clip.model.cosine(images, text, rows), request.signal);
+    return Array.from(cosines, score);
   }
 
   /** [T, P] on the device. */
@@ -78,17 +72,11 @@ export class ClipReward implements Reward {
 
   async #encode(prompt: string, signal?: AbortSignal): Promise<Float32Array> {
     const { clip, tokenizer } = this.#parts;
-    const { hidden, pooled, projected } = await runJob(
-      clip.model.encode(tokenizer.encode([prompt]), 1),
-      signal,
-    );
-    try {
-      return await runJob(projected!.download(), signal);
-    } finally {
-      hidden.dispose();
-      pooled?.dispose();
-      projected?.dispose();
-    }
+    const encoded = await runJob(clip.model.encode(tokenizer.encode([prompt]), 1), signal);
+    using _hidden = encoded.hidden;
+    using _pooled = encoded.pooled;
+    using projected = encoded.projected;
+    return await runJob(projected!.download(), signal);
   }
 
   dispose(): void {

@@ -3,10 +3,13 @@
  *
  * Options: `path`, the checkpoint as published (`HPS_v2.1_compressed.pt`) or its folder; `tokenizer`, a folder with CLIP's vocabulary or
  * `bpe_simple_vocab_16e6.txt.gz` (default: beside the checkpoint, else the pipeline's); `dtype`, storage of the weights (default: as in
- * the file).
+ * the file); `roundScores: "f16"` rounds scores to half precision (default: they stay f32).
  *
  * As the published scorer does: pictures are rounded to 8 bits, resized as floats (longest side to 224, the rest zero) and not clamped
  * afterwards; prompts are cleaned by open_clip's tokenizer; the cosine is the score, without logit scale.
+ *
+ * DanceGRPO scores under f16 autocast, so its rewards are multiples of 2.4e-4 between 0.25 and 0.5, and samples of a group can tie: for
+ * comparison with its runs `roundScores` does the same to the score. (Its features are f16 too; these stay f32.)
  */
 import { stat } from "node:fs/promises";
 import { dirname } from "node:path";
@@ -16,6 +19,7 @@ import { firstFile } from "../models/weights.js";
 import { runJob } from "../native.js";
 import { SimpleTokenizer } from "../text/index.js";
 import { ClipReward, checkTokenizer, findVocabulary, type ImageEncoder, storageOf } from "./clip_scorer.js";
+import { roundToF16 } from "./half.js";
 import { type OptionTable, option, pathFrom } from "./options.js";
 import { CLIP_MEAN, CLIP_STD } from "./processor.js";
 import type { Reward, RewardSource } from "./types.js";
@@ -23,6 +27,7 @@ import type { Reward, RewardSource } from "./types.js";
 export const HPS_OPTIONS: OptionTable = {
   tokenizer: option.text,
   dtype: option.oneOf("f32", "bf16", "f16"),
+  roundScores: option.oneOf("f16"),
 };
 
 /** The published preparation of pictures, on the device. */
@@ -65,7 +70,9 @@ export async function loadHps(source: RewardSource): Promise<Reward> {
     const maxLength = Number(clip.config.text.max_position_embeddings);
     const tokenizer = await SimpleTokenizer.load(vocabulary, { maxLength });
     checkTokenizer(tokenizer, clip, name);
-    return new ClipReward({ name, device, clip, tokenizer, encodeImages: hpsImageEncoder(clip) });
+    const encodeImages = hpsImageEncoder(clip);
+    const score = config.roundScores === "f16" ? roundToF16 : (cosine: number) => cosine;
+    return new ClipReward({ name, device, clip, tokenizer, encodeImages, score });
   } catch (error) {
     clip.model.dispose();
     throw error;

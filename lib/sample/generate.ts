@@ -87,13 +87,9 @@ export async function* generate(
         keep: false,
         ...(signal ? { signal } : {}),
       });
-      const images = await pipeline.decode(trajectory.final, plan.grid.rows, plan.grid.columns, signal);
-      try {
-        const pictures = await toPictures(pipeline.device.handle, images, signal);
-        for (const [i, entry] of part.entries()) yield { ...entry, picture: pictures[i]! };
-      } finally {
-        images.dispose();
-      }
+      using images = await pipeline.decode(trajectory.final, plan.grid.rows, plan.grid.columns, signal);
+      const pictures = await toPictures(pipeline.device.handle, images, signal);
+      for (const [i, entry] of part.entries()) yield { ...entry, picture: pictures[i]! };
     }
   } finally {
     for (const embedding of embeddings.values()) embedding[Symbol.dispose]();

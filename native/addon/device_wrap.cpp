@@ -37,7 +37,8 @@ void DeviceWrap::define(Napi::Env env) {
            InstanceMethod<&W::to_rgb8>("toRgb8"), InstanceMethod<&W::create_flux>("createFlux"),
            InstanceMethod<&W::create_t5>("createT5"), InstanceMethod<&W::create_clip_text>("createClipText"),
            InstanceMethod<&W::create_clip>("createClip"), InstanceMethod<&W::create_vae>("createVae"),
-           InstanceMethod<&W::create_optimizer>("createOptimizer"), InstanceMethod<&W::dispose>("dispose")}));
+           InstanceMethod<&W::create_optimizer>("createOptimizer"), InstanceMethod<&W::dispose>("dispose"),
+           InstanceMethod<&W::dispose>(dispose_symbol(env))}));
 }
 
 Napi::Value DeviceWrap::open(const Napi::CallbackInfo& info) {

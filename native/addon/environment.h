@@ -28,4 +28,7 @@ class Environment {
   std::map<std::string, Napi::FunctionReference> classes_;
 };
 
+/// Symbol.dispose: the name under which `using handle = ...` finds a handle's dispose().
+inline Napi::Symbol dispose_symbol(Napi::Env env) { return Napi::Symbol::WellKnown(env, "dispose"); }
+
 }  // namespace danceflux::addon

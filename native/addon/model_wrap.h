@@ -72,6 +72,8 @@ class ModelWrap : public Napi::ObjectWrap<Derived> {
     add("save", &ModelWrap::template common<model_save>);
     add("addLora", &ModelWrap::template common<model_add_lora>);
     add("dispose", &ModelWrap::dispose);
+    const Method dispose = &ModelWrap::dispose;
+    methods.push_back(Derived::InstanceMethod(dispose_symbol(env), dispose));
     const Method kind = &ModelWrap::kind;
     methods.push_back(Derived::InstanceAccessor("kind", kind, nullptr));
     Environment::of(env).keep(class_name, Napi::ObjectWrap<Derived>::DefineClass(env, class_name, methods));

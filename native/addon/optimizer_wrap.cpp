@@ -21,7 +21,8 @@ class OptimizerWrap : public Napi::ObjectWrap<OptimizerWrap> {
         "Optimizer", DefineClass(env, "NativeOptimizer",
                                  {InstanceMethod<&W::prepare>("prepare"), InstanceMethod<&W::step>("step"),
                                   InstanceMethod<&W::swap_ema>("swapEma"), InstanceMethod<&W::save>("save"),
-                                  InstanceMethod<&W::load>("load"), InstanceMethod<&W::dispose>("dispose")}));
+                                  InstanceMethod<&W::load>("load"), InstanceMethod<&W::dispose>("dispose"),
+                                  InstanceMethod<&W::dispose>(dispose_symbol(env))}));
   }
 
   static Napi::Value make(Napi::Env env, const ModelHandle& model, const train::OptimizerOptions& options) {
@@ -71,8 +72,8 @@ class OptimizerWrap : public Napi::ObjectWrap<OptimizerWrap> {
 
   Napi::Value step(const Napi::CallbackInfo& info) {
     return guarded(info.Env(), [&] {
-      const auto rate = static_cast<float>(to_number(info[0], "learningRate"));
-      const auto clip = static_cast<float>(to_number(info[1], "clipNorm"));
+      const double rate = to_number(info[0], "learningRate");
+      const double clip = to_number(info[1], "clipNorm");
       return run(
           info.Env(), [rate, clip](train::Optimizer& optimizer) { return optimizer.step(rate, clip); },
           [](Napi::Env env, const train::StepReport& report) {
@@ -125,7 +126,7 @@ Napi::Value make_optimizer(const Napi::CallbackInfo& info, const DevicePointer&)
   const ModelHandle model =
       *found;  // reading the options may run JavaScript, which may dispose the model's handle
   const Napi::Object options = to_object(info[1], "options");
-  const auto number = [&](const char* name) { return static_cast<float>(number_field(options, name)); };
+  const auto number = [&](const char* name) { return number_field(options, name); };
   return OptimizerWrap::make(
       info.Env(), model,
       {number("beta1"), number("beta2"), number("eps"), number("weightDecay"), number("emaDecay")});

@@ -12,13 +12,14 @@ LiveCounters& live() {
 }
 
 void TensorWrap::define(Napi::Env env) {
-  Environment::of(env).keep("Tensor", DefineClass(env, "NativeTensor",
-                                                  {InstanceAccessor<&TensorWrap::shape>("shape"),
-                                                   InstanceAccessor<&TensorWrap::dtype>("dtype"),
-                                                   InstanceAccessor<&TensorWrap::bytes>("bytes"),
-                                                   InstanceAccessor<&TensorWrap::disposed>("disposed"),
-                                                   InstanceMethod<&TensorWrap::download>("download"),
-                                                   InstanceMethod<&TensorWrap::dispose>("dispose")}));
+  Environment::of(env).keep(
+      "Tensor",
+      DefineClass(
+          env, "NativeTensor",
+          {InstanceAccessor<&TensorWrap::shape>("shape"), InstanceAccessor<&TensorWrap::dtype>("dtype"),
+           InstanceAccessor<&TensorWrap::bytes>("bytes"), InstanceAccessor<&TensorWrap::disposed>("disposed"),
+           InstanceMethod<&TensorWrap::download>("download"), InstanceMethod<&TensorWrap::dispose>("dispose"),
+           InstanceMethod<&TensorWrap::dispose>(dispose_symbol(env))}));
 }
 
 Napi::Value TensorWrap::make(Napi::Env env, const std::shared_ptr<OpenDevice>& device, const Tensor& tensor) {

@@ -48,7 +48,7 @@ Optimizer::Optimizer(std::vector<TrainedParameter> parameters, const OptimizerOp
   }
 }
 
-StepReport Optimizer::step(float learning_rate, float clip_norm) {
+StepReport Optimizer::step(double learning_rate, double clip_norm) {
   require(!swapped_, "ERR_OPTION",
           "optimizer: the running average is in the weights' place; swap it back first");
   std::vector<Tensor> gradients;

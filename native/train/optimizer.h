@@ -9,9 +9,10 @@
 
 namespace danceflux::train {
 
+/// Doubles, as in PyTorch: 1 - beta2 is taken of them, and 1 - 0.999f is off by 1e-5.
 struct OptimizerOptions {
-  float beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f, weight_decay = 0;
-  float ema_decay = 0;  // 0: no running average
+  double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0;
+  double ema_decay = 0;  // 0: no running average
 };
 
 /// What the optimizer moves: views of a model's stored value (any float dtype) and f32 gradient, both
@@ -33,7 +34,7 @@ class Optimizer {
   Optimizer(std::vector<TrainedParameter> parameters, const OptimizerOptions& options);
 
   /// Clips (clip_norm 0: not), updates weights and running average, zeroes the gradients.
-  StepReport step(float learning_rate, float clip_norm);
+  StepReport step(double learning_rate, double clip_norm);
   /// Exchanges weights and running average. Throws ERR_OPTION without one.
   void swap_average();
   bool average_swapped() const { return swapped_; }
