@@ -231,8 +231,8 @@ void Tape::record_always(const char* op, std::span<const Tensor> outputs, std::s
   ids.reserve(inputs.size());
   for (const Tensor& input : inputs) ids.push_back(input.id());
   for (const Tensor& output : outputs) tracked_.emplace(output.id(), false);
-  nodes_.push_back({op, {outputs.begin(), outputs.end()}, std::move(ids), std::move(gradient),
-                    std::move(reached)});
+  nodes_.push_back(
+      {op, {outputs.begin(), outputs.end()}, std::move(ids), std::move(gradient), std::move(reached)});
 }
 
 void Tape::note_parts(std::span<const Tensor> parts, const Tensor& whole) {
