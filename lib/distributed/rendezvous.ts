@@ -28,6 +28,8 @@ export interface JoinOptions {
   rank: number;
   size: number;
   secret?: string | undefined;
+  /** Whose process serves the rendezvous, for messages. Default "rank 0". */
+  keeper?: string | undefined;
   /** Longest wait for a server that is not there yet, and default of every exchange. Default 600. */
   timeoutSeconds?: number | undefined;
   signal?: AbortSignal | undefined;
@@ -66,13 +68,13 @@ export class Rendezvous {
   #left = false;
 
   /** Use {@link join}. */
-  constructor(greeted: Greeted, { rank, size, host, port, timeoutSeconds }: JoinOptions) {
+  constructor(greeted: Greeted, { rank, size, host, port, timeoutSeconds, keeper = "rank 0" }: JoinOptions) {
     const { socket, reader, silenceSeconds } = greeted;
     this.rank = rank;
     this.size = size;
     this.failed = this.#controller.signal;
     this.#socket = socket;
-    this.#where = `the rendezvous at ${host}:${port}`;
+    this.#where = `${keeper}, which keeps the rendezvous at ${host}:${port}`;
     this.#timeoutSeconds = timeoutSeconds ?? 600;
     this.#heartbeat = new Heartbeat(
       silenceSeconds,
@@ -82,7 +84,7 @@ export class Rendezvous {
           `${this.#where}: not heard of for ${silenceSeconds} s: its process is stopped, or the network is cut`,
         ),
     );
-    let why = "the connection closed: its process (rank 0 or the launcher) ended, or the network broke";
+    let why = "the connection closed (its process ended, or the network broke)";
     socket.on("data", (piece: Buffer) => this.#read(reader, piece));
     socket.on("error", (error: NodeJS.ErrnoException) => {
       why = `the connection broke (${error.code ?? error.message})`;
