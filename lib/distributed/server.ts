@@ -99,6 +99,11 @@ export class RendezvousServer implements AsyncDisposable {
     return !/^(127\.|::1$)/.test((this.#server.address() as AddressInfo).address);
   }
 
+  /** Where a client in this process reaches it. */
+  get ownHost(): string {
+    return this.open ? "127.0.0.1" : (this.#server.address() as AddressInfo).address;
+  }
+
   /** Makes a run that ranks can join. */
   room(run: string, size: number): Room {
     const room = new Room(run, size);

@@ -333,7 +333,9 @@ describe("the way there", () => {
     const ranks = await joinAll(server, 2);
     const waiting = ranks[0]!.exchange("x", "1").catch((error) => error.message);
     await server[Symbol.asyncDispose]();
-    expect(await waiting).toMatch(/^exchange "x": rank 0, which keeps the rendezvous at 127\.0\.0\.1:\d+: the connection closed/);
+    expect(await waiting).toMatch(
+      /^exchange "x": rank 0, which keeps the rendezvous at 127\.0\.0\.1:\d+: the connection closed/,
+    );
     expect(await reasonOf(ranks[1]!.failed)).toContain("the connection closed");
   });
 });
