@@ -33,7 +33,7 @@ export function iterationMetrics({ pipeline }: TrainerParts, facts: IterationFac
   const forward = forwardFlops(pipeline.config, plan.grid.rows * plan.grid.columns, facts.textTokens);
   // A backward pass costs two forward ones; what is recomputed is overhead and not counted.
   const flops = forward * (rewards.length * plan.kinds.length + 3 * learned.transitions);
-  const { collectives, ...under } = learned.communication;
+  const { peak, held } = facts.memory;
   return {
     type: "iteration",
     iteration: facts.iteration,
@@ -59,7 +59,7 @@ export function iterationMetrics({ pipeline }: TrainerParts, facts: IterationFac
     seconds: { ...seconds, total: facts.total },
     imagesPerSecond: rewards.length / facts.total,
     modelFlops: flops / (seconds.rollout + seconds.update),
-    memory: { ...facts.memory, gradients: learned.memory.gradients, optimizer: learned.memory.state },
-    ...(facts.ranks > 1 ? { distributed: { ranks: facts.ranks, collectives, ...under } } : {}),
+    memory: { peak, held, gradients: learned.memory.gradients, optimizer: learned.memory.state },
+    ...(facts.ranks > 1 ? { distributed: { ranks: facts.ranks, ...learned.communication } } : {}),
   };
 }

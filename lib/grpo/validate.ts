@@ -250,11 +250,9 @@ export function configHash(config: TrainConfig): string {
 }
 
 /** What differs from the defaults, which older runs had without saying so. */
-function summing({
-  collective,
-  bucketMiB,
-  groupSpansRanks,
-}: TrainConfig["distributed"] = defaults.distributed): object {
+function summing(
+  { collective, bucketMiB, groupSpansRanks }: TrainConfig["distributed"] = defaults.distributed,
+): object {
   const differing = Object.entries({ collective, bucketMiB, groupSpansRanks }).filter(
     ([key, value]) => value !== defaults.distributed[key as keyof TrainConfig["distributed"]],
   );
