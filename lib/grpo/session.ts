@@ -2,7 +2,6 @@
 import { rm, writeFile } from "node:fs/promises";
 import { freemem } from "node:os";
 import { join } from "node:path";
-import { DanceError } from "../errors.js";
 import { AsyncImageWriter } from "../image/index.js";
 import {
   appendScores,
@@ -14,34 +13,21 @@ import {
 } from "../rewards/scorer.js";
 import { type SamplePlan, samplePlan } from "../sample/sampler.js";
 import { mixedAdvantages } from "./advantage.js";
-import {
-  latestCheckpoint,
-  loadOptimizer,
-  readCheckpoint,
-  saveCheckpoint,
-  type TrainerState,
-} from "./checkpoint.js";
-import type { TrainConfig } from "./config.js";
+import { loadOptimizer, saveCheckpoint, type TrainerState } from "./checkpoint.js";
 import { blocksToRecompute } from "./cost.js";
 import { type Share, shareOf } from "./deal.js";
 import { EmbeddingStore } from "./embeddings.js";
-import { type EvaluationResult, evaluate, evaluationPrompts, writePictureList } from "./evaluation.js";
+import { evaluate, evaluationPrompts, writePictureList } from "./evaluation.js";
 import { learningRateAt } from "./learning_rate.js";
 import { type IterationMetrics, MetricsFile, noSeconds, type StageSeconds, spread } from "./metrics.js";
+import { openRun } from "./open_run.js";
 import { Policy } from "./policy.js";
 import { loadPrompts, PromptOrder, type PromptPosition } from "./prompts.js";
 import { iterationMetrics } from "./report_iteration.js";
 import { type IterationPrompt, type Rollout, rollout } from "./rollout.js";
-import { evaluationFolder, findRunFolder, openRunFolder, picturesFolder } from "./run_folder.js";
+import { evaluationFolder, picturesFolder } from "./run_folder.js";
 import type { Team } from "./team.js";
-import {
-  groupsOf,
-  type JoinedIteration,
-  joinIteration,
-  joinScores,
-  packReport,
-  packScores,
-} from "./together.js";
+import { groupsOf, packReport, Together } from "./together.js";
 import type { RunOptions, TrainerParts } from "./trainer.js";
 import { type UpdateReport, update } from "./update.js";
 import { configHash } from "./validate.js";
@@ -61,25 +47,6 @@ const startState = (hash: string): TrainerState => ({
 /** Thrown inside to give up a rollout; never leaves this file. */
 class Stopped extends Error {}
 
-/** The last checkpoint, as the first rank sees it. The first rank opens the folder, the others find it. */
-async function openFolder(config: TrainConfig, team: Team): ReturnType<typeof latestCheckpoint> {
-  if (team.isFirst) await openRunFolder(config);
-  const found = team.isFirst ? await latestCheckpoint(config.output.folder) : undefined;
-  const hash = configHash(config);
-  const said = await team.gather("run folder", { hash, checkpoint: found?.path ?? null });
-  const other = said.findIndex((each) => each.hash !== said[0]!.hash);
-  if (other >= 0) {
-    throw new DanceError(
-      "ERR_OPTION",
-      `config: expected the same options on all ranks, got others on rank ${other} than on rank 0`,
-    );
-  }
-  if (team.isFirst) return found;
-  await findRunFolder(config);
-  const { checkpoint } = said[0]!;
-  return checkpoint === null ? undefined : readCheckpoint(checkpoint);
-}
-
 /** What a session is made of. */
 interface Made {
   policy: Policy;
@@ -97,6 +64,7 @@ export class Session {
   readonly #team: Team;
   readonly #signal: AbortSignal | undefined;
   readonly #share: Share;
+  readonly #together: Together;
   readonly #policy: Policy;
   readonly #embeddings: EmbeddingStore;
   readonly #prompts: string[];
@@ -116,6 +84,7 @@ export class Session {
     this.#team = team;
     this.#signal = team.signal(options.signal);
     this.#share = shareOf(parts.config, team);
+    this.#together = new Together(team, parts.config);
     this.#policy = made.policy;
     this.#embeddings = made.embeddings;
     this.#prompts = made.prompts;
@@ -132,7 +101,7 @@ export class Session {
     const prompts = await promptsOf(config.prompts);
     const evaluationPrompts = config.evaluation.every > 0 ? await promptsOf(config.evaluation.prompts) : [];
     samplePlan(pipeline, { ...config.sampling, ...timesteps(parts), window: undefined }); // tells sizes that do not fit
-    const checkpoint = await openFolder(config, team);
+    const checkpoint = await openRun(config, team);
     const state = checkpoint?.state ?? startState(configHash(config));
     const policy = await Policy.create(pipeline, config, team);
     try {
@@ -258,7 +227,8 @@ export class Session {
         sampled = await this.#rollout(plan, uploaded, seconds);
         return this.#score(sampled, seconds);
       });
-      const all = await this.#tellScores(given);
+      const all = await this.#together.scores(this.#state.iteration + 1, given, this.#asked);
+      if (!all) this.#stopAll();
       const groups = Array.from({ length: config.promptsPerIteration * config.groupSize }, (_, place) =>
         Math.floor(place / config.groupSize),
       );
@@ -269,7 +239,10 @@ export class Session {
       const saving = performance.now();
       await this.#writer.flush();
       seconds.save += (performance.now() - saving) / 1000;
-      const joined = await this.#tellReport(own, seconds);
+      seconds.communicate += own.communication.secondsWaited;
+      const part = packReport(own, { stop: this.#asked, seconds, device: pipeline.device.memory() });
+      const joined = await this.#together.report(this.#state.iteration + 1, own, part);
+      this.#stopping ||= joined.stop;
       const { learned } = joined;
       this.#state.iteration++;
       this.#state.updates += learned.updates;
@@ -298,32 +271,6 @@ export class Session {
       sampled?.[Symbol.dispose]();
       for (const { embedding } of uploaded.values()) embedding[Symbol.dispose]();
     }
-  }
-
-  /** The scores of all ranks' pictures. @throws {Stopped} on all ranks when one was asked to stop. */
-  async #tellScores(own: RewardScores[] | undefined): Promise<RewardScores[]> {
-    const parts = await this.#team.gather(`iteration ${this.#state.iteration + 1}: rewards`, {
-      stop: this.#asked || own === undefined,
-      scores: packScores(own ?? []),
-    });
-    if (parts.some(({ stop }) => stop)) this.#stopAll();
-    return joinScores(parts.map(({ scores }, rank) => ({ scores, places: this.#placesOf(rank) })));
-  }
-
-  #placesOf(rank: number): number[] {
-    const share = shareOf(this.#parts.config, { rank, size: this.#team.size });
-    return share.pictures.map(({ place }) => place);
-  }
-
-  /** The numbers of all ranks' updates. */
-  async #tellReport(own: UpdateReport, seconds: StageSeconds): Promise<JoinedIteration> {
-    seconds.communicate += own.communication.secondsWaited;
-    const { peak, held } = this.#parts.pipeline.device.memory();
-    const part = packReport(own, { stop: this.#asked, seconds, device: { peak, held } });
-    const parts = await this.#team.gather(`iteration ${this.#state.iteration + 1}: update`, part);
-    const joined = joinIteration(own, parts);
-    this.#stopping ||= joined.stop;
-    return joined;
   }
 
   async #upload(numbers: number[], uploaded: Map<number, IterationPrompt>): Promise<void> {
@@ -482,7 +429,8 @@ export class Session {
           },
         }),
       );
-      return this.#tellEvaluation(own);
+      if (own) this.#warn(own.scores);
+      return (await this.#together.evaluation(iteration, own)) ?? this.#stopAll();
     });
     if (this.#team.isFirst) await writePictureList(folder, result.saved);
     const metrics = {
@@ -496,24 +444,6 @@ export class Session {
     };
     await this.#metrics?.write(metrics);
     this.#options.onEvaluation?.(metrics, result);
-  }
-
-  /** The whole of an evaluation. @throws {Stopped} on all ranks when one gave it up. */
-  async #tellEvaluation(own: EvaluationResult | undefined): Promise<EvaluationResult> {
-    if (own) this.#warn(own.scores);
-    const parts = await this.#team.gather(`iteration ${this.#state.iteration}: evaluation`, {
-      stop: own === undefined,
-      pictures: own?.pictures ?? 0,
-      scores: packScores(own?.scores ?? []),
-      saved: own?.saved ?? [],
-    });
-    if (parts.some(({ stop }) => stop)) this.#stopAll();
-    let place = 0;
-    const placed = parts.map(({ pictures, scores }) => ({
-      scores,
-      places: Array.from({ length: pictures }, () => place++),
-    }));
-    return { pictures: place, scores: joinScores(placed), saved: parts.flatMap(({ saved }) => saved) };
   }
 
   async #checkpoint(): Promise<void> {

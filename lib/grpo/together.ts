@@ -1,8 +1,9 @@
 /** What the ranks of an iteration tell each other, and how their parts become a whole. */
 import type { RewardScores } from "../rewards/scorer.js";
-import type { Seat, Share } from "./deal.js";
+import { type DealConfig, type Seat, type Share, shareOf } from "./deal.js";
+import type { EvaluationResult } from "./evaluation.js";
 import type { StageSeconds } from "./metrics.js";
-import { packNumbers, unpackNumbers } from "./team.js";
+import { packNumbers, type Team, unpackNumbers } from "./team.js";
 import type { UpdateReport } from "./update.js";
 
 type Packed = (number | string)[];
@@ -123,3 +124,59 @@ export function sliceOf(count: number, { rank, size }: Seat): { first: number; e
 
 /** Prompts of an iteration that a share has pictures of. */
 export const groupsOf = ({ pictures }: Share): number[] => [...new Set(pictures.map(({ group }) => group))];
+
+/** The exchanges of a run: one of rewards and one of numbers per iteration, one per evaluation. All ranks make them in the same order. */
+export class Together {
+  readonly #team: Team;
+  readonly #config: DealConfig;
+
+  constructor(team: Team, config: DealConfig) {
+    this.#team = team;
+    this.#config = config;
+  }
+
+  /** The scores of all pictures; undefined on all ranks when one has none, or was asked to stop. */
+  async scores(
+    iteration: number,
+    own: RewardScores[] | undefined,
+    stop: boolean,
+  ): Promise<RewardScores[] | undefined> {
+    const parts = await this.#team.gather(`iteration ${iteration}: rewards`, {
+      stop: stop || own === undefined,
+      scores: packScores(own ?? []),
+    });
+    if (parts.some((part) => part.stop)) return undefined;
+    const { size } = this.#team;
+    return joinScores(
+      parts.map(({ scores }, rank) => {
+        const { pictures } = shareOf(this.#config, { rank, size });
+        return { scores, places: pictures.map(({ place }) => place) };
+      }),
+    );
+  }
+
+  /** The numbers of all ranks' updates. */
+  async report(iteration: number, own: UpdateReport, part: IterationPart): Promise<JoinedIteration> {
+    return joinIteration(own, await this.#team.gather(`iteration ${iteration}: update`, part));
+  }
+
+  /** The whole of an evaluation; undefined on all ranks when one gave it up. */
+  async evaluation(
+    iteration: number,
+    own: EvaluationResult | undefined,
+  ): Promise<EvaluationResult | undefined> {
+    const parts = await this.#team.gather(`iteration ${iteration}: evaluation`, {
+      stop: own === undefined,
+      pictures: own?.pictures ?? 0,
+      scores: packScores(own?.scores ?? []),
+      saved: own?.saved ?? [],
+    });
+    if (parts.some((part) => part.stop)) return undefined;
+    let place = 0;
+    const placed = parts.map(({ pictures, scores }) => ({
+      scores,
+      places: Array.from({ length: pictures }, () => place++),
+    }));
+    return { pictures: place, scores: joinScores(placed), saved: parts.flatMap(({ saved }) => saved) };
+  }
+}
