@@ -12,6 +12,7 @@ export { Device, openDevice } from "./device.js";
 export { DanceError, type DanceErrorOptions } from "./errors.js";
 export type {
   CompatConfig,
+  DistributedConfig,
   EvaluationConfig,
   LearningConfig,
   LoraConfig,

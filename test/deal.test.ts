@@ -23,7 +23,14 @@ const config = (
   promptsPerIteration,
   groupSize,
   learning: { accumulate },
-  distributed: { sharding: "none", collective: "fast", bucketMiB: 25, groupSpansRanks: false, ...more },
+  distributed: {
+    sharding: "none",
+    collective: "fast",
+    bucketMiB: 25,
+    groupSpansRanks: false,
+    overlap: true,
+    ...more,
+  },
 });
 
 const sharesOf = (given: DealConfig, size: number) =>

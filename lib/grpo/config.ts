@@ -148,6 +148,8 @@ export interface DistributedConfig {
    * those of the whole group either way.
    */
   groupSpansRanks: boolean;
+  /** Gradients travel while backward still runs; `false`: after it, to see what that saves. */
+  overlap: boolean;
 }
 
 /** Bugs of DanceGRPO that bitwise comparison with it needs. All off by default. */
@@ -229,7 +231,7 @@ export const defaults: Omit<TrainConfig, "model" | "prompts" | "rewards"> = {
   },
   evaluation: { every: 0, prompts: [], picturesPerPrompt: 1, steps: 28, kind: "ode", batch: 4, save: 12 },
   output: { folder: "runs/train", checkpointEvery: 40, keep: 2, picturesEvery: 0 },
-  distributed: { sharding: "none", collective: "fast", bucketMiB: 25, groupSpansRanks: false },
+  distributed: { sharding: "none", collective: "fast", bucketMiB: 25, groupSpansRanks: false, overlap: true },
   compat: {
     bf16Timesteps: false,
     integerTimesteps: true,

@@ -95,6 +95,7 @@ export class Policy implements Disposable {
       sharding: distributed.sharding,
       bucketMiB: distributed.bucketMiB,
       ordered: distributed.collective === "ordered",
+      overlap: distributed.overlap,
     });
     try {
       // Before the first activations: made after them, it would take the memory that they leave, and they would need new.

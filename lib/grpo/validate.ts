@@ -124,6 +124,7 @@ const CHECKS: Readonly<Record<string, Check>> = {
     (value) => isNumber(value) && value > 0 && value <= 4096,
   ),
   "distributed.groupSpansRanks": flag,
+  "distributed.overlap": flag,
   "compat.bf16Timesteps": flag,
   "compat.integerTimesteps": flag,
   "compat.sameOrderEveryEpoch": flag,
