@@ -11,6 +11,7 @@ namespace danceflux::train {
 namespace {
 
 constexpr const char* kStepsKey = "danceflux.optimizer.steps";
+constexpr std::int64_t kMostElements = std::int64_t{1} << 60;  // sums of two places stay in range
 
 /// A whole text as a number that is not negative, or -1.
 std::int64_t whole_number(std::string_view text) {
@@ -83,8 +84,9 @@ class StoredState {
     const std::size_t mark = tensor.name.rfind('@');
     const bool whole = mark == std::string::npos;
     const std::int64_t begin = whole ? 0 : whole_number(std::string_view(tensor.name).substr(mark + 1));
-    require(begin >= 0 && (whole || tensor.shape.rank() == 1), "ERR_CHECKPOINT", file.path(), ": ",
-            tensor.name, ": expected a flat part that begins at an element, got shape ", tensor.shape);
+    const bool good = begin >= 0 && begin <= kMostElements && (whole || tensor.shape.rank() == 1);
+    require(good, "ERR_CHECKPOINT", file.path(), ": ", tensor.name,
+            ": expected a flat part that begins at an element, got shape ", tensor.shape);
     states_[tensor.name.substr(0, mark)].push_back(
         {begin, begin + tensor.shape.numel(), whole, &tensor, &file});
   }

@@ -121,6 +121,12 @@ TEST("optimizer: shares that do not make a whole are refused") {
   auto mixed = paths;
   mixed[1] = shard_name(other, 1);
   refused(mixed, "expected state after 1 steps");
+  for (const char* name : {"norm.weight.m@9223372036854775807", "norm.weight.m@-1", "norm.weight.m@x"}) {
+    const std::string sly = other.path("sly");
+    const auto fill = [](std::byte* to) { std::memset(to, 0, 2 * sizeof(float)); };
+    io::write_safetensors(sly, {{name, DType::f32, {2}, fill}}, {{"danceflux.optimizer.steps", "1"}});
+    refused({sly}, "begins at an element");
+  }
   run.optimizer->load(paths);
   CHECK(!Outcome::same(run.weights(), before));
 }
