@@ -4,6 +4,7 @@
 //   step    one GRPO iteration of tiny-shapes, stage by stage, beside the same in eager PyTorch
 //   wide    FLUX-width blocks, forward and backward, beside PyTorch; weights in f32 and in bf16
 //   memory  peak memory of both
+//   scaling iterations of tiny-shapes on one rank and on two, and what ranks hold; `theirs` is the rank alone, one thread per rank
 //
 // With --json one object per line: name, ours, theirs, ratio (theirs / ours for times), unit, checked. PyTorch is found through
 // DANCEFLUX_PYTHON (a Python with torch, diffusers, transformers and safetensors); without it `theirs` is null.
@@ -11,7 +12,7 @@
 // threads that wait in a loop count as well.
 import { parseArgs } from "node:util";
 
-const BENCHES = ["ops", "step", "wide", "memory"];
+const BENCHES = ["ops", "step", "wide", "memory", "scaling"];
 const { values: options, positionals } = parseArgs({
   allowPositionals: true,
   options: {
@@ -42,7 +43,10 @@ function report({ name, ours, theirs = null, unit, checked, note }) {
 }
 
 const { run } = await import(`./${name}.mjs`);
-if (!options.json) console.log(`${"".padEnd(34)}${"ours".padStart(10)}${"PyTorch".padStart(10)}`);
+if (!options.json)
+  console.log(
+    `${"".padEnd(34)}${"ours".padStart(10)}${(name === "scaling" ? "one rank" : "PyTorch").padStart(10)}`,
+  );
 const good = await run({
   report,
   threads: Number(options.threads),

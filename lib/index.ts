@@ -12,6 +12,7 @@ export { Device, openDevice } from "./device.js";
 export { DanceError, type DanceErrorOptions } from "./errors.js";
 export type {
   CompatConfig,
+  DistributedConfig,
   EvaluationConfig,
   LearningConfig,
   LoraConfig,
@@ -57,7 +58,7 @@ export { type LoadOptions, loadPipeline } from "./models/pipeline.js";
 export { saveFlux } from "./models/save.js";
 export type { FluxConfig, Pipeline, PromptEmbedding, SchedulerConfig, WeightDType } from "./models/types.js";
 export { type BackendReport, type MemoryReport, type NativeTensor, runJob } from "./native.js";
-export type { CpuOptions, Determinism, DeviceOptions, HcclOptions } from "./options.js";
+export type { CpuOptions, Determinism, DeviceOptions, HcclOptions, NcclOptions } from "./options.js";
 export { reportHtml, writeReport } from "./report/index.js";
 export { type Run, readRun } from "./report/run.js";
 export { summarize, type TrainSummary } from "./report/summary.js";

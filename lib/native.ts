@@ -188,6 +188,12 @@ export interface PolicyStep extends FluxInputs, StepOptions {
   lossDivisor: number;
   /** Blocks whose activations are recomputed in backward: 0 none, -1 all. */
   recomputeBlocks: number;
+  /** The last pass before the optimizer's step: gradients travel between ranks as soon as they are whole. */
+  synchronize?: boolean;
+  /** The last pass of a sample; needed when the optimizer is `ordered`. */
+  endsSample?: boolean;
+  /** How many samples this rank has in the update; they shape the tree of an `ordered` sum. */
+  samples?: number;
 }
 
 export interface PolicyStepResult {
@@ -256,6 +262,31 @@ export interface OptimizerOptions {
   weightDecay: number;
   /** Decay of the running average of the weights; 0: none. */
   emaDecay: number;
+  /** Ranks that train together: gradients are summed over them. Absent: one rank. All must give the same options. */
+  communicator?: NativeCommunicator;
+  /** What a rank keeps for itself alone; see `native/train/gradient_sync.h`. Default `none`. */
+  sharding?: GradientSharding;
+  /** Gradients travel in pieces of so many MiB (of f32). Default 25. */
+  bucketMiB?: number;
+  /** Sum over the samples of an update in one tree, so that the number of ranks changes no bit. Default false. */
+  ordered?: boolean;
+  /** Gradients travel while backward still runs (default), or all at the step, for measurements. */
+  overlap?: boolean;
+}
+
+export type GradientSharding = "none" | "optimizer" | "optimizer+gradients";
+
+/** What communication between ranks took since the last step. */
+export interface CommunicationReport {
+  /** Something was under way. */
+  secondsInFlight: number;
+  /** Of which the device's thread waited for it. */
+  secondsWaited: number;
+  /** Handed over by this rank. */
+  bytes: number;
+  /** Sums of gradients, and how many of them began before backward ended. */
+  collectives: number;
+  overlapped: number;
 }
 
 export interface OptimizerStepResult {
@@ -264,6 +295,9 @@ export interface OptimizerStepResult {
   skipped: boolean;
   /** Updates done so far. */
   step: number;
+  communication: CommunicationReport;
+  /** Bytes on this rank: the most that gradients took since the last step; masters, moments and averages. */
+  memory: { gradients: number; state: number };
 }
 
 export interface NativeOptimizer extends Disposable {
@@ -273,9 +307,10 @@ export interface NativeOptimizer extends Disposable {
   step(learningRate: number, clipNorm: number): NativeJob<OptimizerStepResult>;
   /** Exchanges the weights with their running average, until it is called again. */
   swapEma(): NativeJob<void>;
-  /** Masters, moments, averages and counters, atomically. */
+  /** Masters, moments, averages and counters of this rank's share, atomically. */
   save(path: string): NativeJob<void>;
-  load(path: string): NativeJob<void>;
+  /** The files of all shares of one moment, however many ranks wrote them. */
+  load(paths: string | string[]): NativeJob<void>;
   dispose(): void;
 }
 

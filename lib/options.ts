@@ -2,7 +2,15 @@
  * Options of devices, typed. Each that mirrors an environment variable names it, its unit and default; an explicit option beats the
  * environment, which beats the default.
  */
+import {
+  COLLECTIVE_OPTIONS,
+  type EngineFamily,
+  type HcclOptions,
+  type NcclOptions,
+} from "./distributed/options.js";
 import { DanceError } from "./errors.js";
+
+export type { HcclOptions, NcclOptions };
 
 /**
  * How repeatable results are.
@@ -20,18 +28,13 @@ export interface CpuOptions {
   isa?: string;
 }
 
-/** Options of the Ascend collective library. */
-export interface HcclOptions {
-  /** Size of a communicator's buffer in MiB. Environment: `HCCL_BUFFSIZE`, default 200. */
-  bufferSizeMiB?: number;
-  /** Environment: `HCCL_DETERMINISTIC` (`false`, `true`, `strict`). */
-  deterministic?: boolean | "strict";
-}
-
 export interface DeviceOptions extends CpuOptions {
   /** Default `strict`. The CPU is always strict. */
   determinism?: Determinism;
+  /** Of collectives among Ascend devices; ranks of a group may give them to `initGroup` as well. */
   hccl?: HcclOptions;
+  /** Of collectives among CUDA devices. */
+  nccl?: NcclOptions;
 }
 
 type Check = (value: unknown) => string | undefined;
@@ -47,6 +50,15 @@ const oneOf =
 
 const DETERMINISM = oneOf("off", "run-to-run", "strict");
 
+/** Options of a collective library, as the table in lib/distributed/options.ts has them. */
+const collective = (family: EngineFamily): Record<string, Check> =>
+  Object.fromEntries(
+    COLLECTIVE_OPTIONS[family].map(({ name, check, expected }) => [
+      `${family}.${name}`,
+      (value: unknown) => (check(value) ? undefined : expected),
+    ]),
+  );
+
 /** Which options each kind of device knows, and what they may be. */
 const KNOWN: Record<string, Record<string, Check>> = {
   cpu: {
@@ -54,12 +66,8 @@ const KNOWN: Record<string, Record<string, Check>> = {
     isa: oneOf("portable", "avx2", "avx512", "neon"),
     determinism: DETERMINISM,
   },
-  cuda: { determinism: DETERMINISM },
-  ascend: {
-    determinism: DETERMINISM,
-    "hccl.bufferSizeMiB": integerFrom(1),
-    "hccl.deterministic": oneOf(true, false, "strict"),
-  },
+  cuda: { determinism: DETERMINISM, ...collective("nccl") },
+  ascend: { determinism: DETERMINISM, ...collective("hccl") },
 };
 
 function* flatten(options: object, prefix = ""): Generator<[string, unknown]> {

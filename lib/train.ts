@@ -1,12 +1,18 @@
 /** A whole training run from a configuration: device, models, rewards, trainer, summary and report. */
 import { join } from "node:path";
 import { type Device, openDevice } from "./device.js";
+import { detectPlace } from "./distributed/environment.js";
+import { initGroup } from "./distributed/group.js";
+import type { Group } from "./distributed/types.js";
 import type { RewardConfig, TrainConfig } from "./grpo/config.js";
+import { checkDeal } from "./grpo/deal.js";
 import type { IterationMetrics } from "./grpo/metrics.js";
+import { Team } from "./grpo/team.js";
 import { GrpoTrainer, type RunOptions } from "./grpo/trainer.js";
 import { loadPipeline } from "./models/pipeline.js";
 import { writeAtomically } from "./models/save.js";
 import type { Pipeline } from "./models/types.js";
+import { rankDevice } from "./rank_device.js";
 import { writeReport } from "./report/index.js";
 import { readRun } from "./report/run.js";
 import { summarize, type TrainSummary } from "./report/summary.js";
@@ -17,6 +23,8 @@ export interface TrainRunOptions extends RunOptions {
   /** Told what is being loaded, for people who wait. */
   onLoading?: (what: string) => void;
   onIteration?: (metrics: IterationMetrics) => void;
+  /** Told who this process is among its ranks, before anything is loaded. */
+  onRank?: (rank: number, size: number) => void;
 }
 
 export interface TrainResult {
@@ -53,6 +61,7 @@ async function runOn(
   device: Device,
   pipeline: Pipeline,
   config: TrainConfig,
+  group: Group,
   options: TrainRunOptions,
 ): Promise<void> {
   using rewardSet = new RewardSet();
@@ -62,7 +71,7 @@ async function runOn(
   const rewards = await rewardSet.load(config.rewards, source);
   const { rewards: own } = config.evaluation;
   const evaluationRewards = own ? await rewardSet.load(own, source) : rewards;
-  const trainer = new GrpoTrainer({ config, pipeline, rewards, evaluationRewards });
+  const trainer = new GrpoTrainer({ config, pipeline, rewards, evaluationRewards, group });
   for await (const metrics of trainer.run(options)) options.onIteration?.(metrics);
 }
 
@@ -75,24 +84,19 @@ async function writeResults(config: TrainConfig, device: string): Promise<TrainR
   return { finished: summary.iterations >= config.iterations, folder, summary, report };
 }
 
-/**
- * Trains as a configuration (see `loadConfig`) says, or goes on where an earlier run in its folder stopped. At the end, also when asked to
- * stop, the folder holds `summary.json` and `report.html`.
- *
- * @throws {DanceError} as `openDevice`, `loadPipeline`, `loadReward` and `GrpoTrainer.run` do.
- */
-export async function trainFromConfig(
+async function trainOn(
+  device: Device,
   config: TrainConfig,
-  options: TrainRunOptions = {},
+  group: Group,
+  options: TrainRunOptions,
 ): Promise<TrainResult> {
-  checkRewards("config: rewards", config.rewards);
-  const { name, ...deviceOptions } = config.device;
-  using device = openDevice(name, deviceOptions);
+  const team = new Team(group);
   const { path, dtype } = config.model;
+  const signal = team.signal(options.signal);
   using pipeline = await loadPipeline(path, {
     device,
     ...(dtype ? { dtype } : {}),
-    ...(options.signal ? { signal: options.signal } : {}),
+    ...(signal ? { signal } : {}),
     ...(options.onLoading ? { onProgress: options.onLoading } : {}),
   });
   let begun = false;
@@ -101,11 +105,45 @@ export async function trainFromConfig(
     options.onProgress?.(progress);
   };
   try {
-    await runOn(device, pipeline, config, { ...options, onProgress });
+    await runOn(device, pipeline, config, group, { ...options, onProgress });
   } catch (error) {
     // What was measured until then is worth looking at. A run that never began may have been refused its folder: another run's.
-    if (begun) await writeResults(config, device.description).catch(() => {});
+    if (begun && team.isFirst) await writeResults(config, device.description).catch(() => {});
     throw error;
   }
-  return writeResults(config, device.description);
+  const [result] = await team.gather(
+    "results",
+    team.isFirst ? await writeResults(config, device.description) : null,
+  );
+  return result!;
+}
+
+/**
+ * Trains as a configuration (see `loadConfig`) says, or goes on where an earlier run in its folder stopped. At the end, also when asked to
+ * stop, the folder holds `summary.json` and `report.html`. A process that was started as one of several ranks (by `danceflux launch`, torchrun,
+ * Slurm, ...) trains together with the others.
+ *
+ * @throws {DanceError} as `openDevice`, `initGroup`, `loadPipeline`, `loadReward` and `GrpoTrainer.run` do.
+ */
+export async function trainFromConfig(
+  config: TrainConfig,
+  options: TrainRunOptions = {},
+): Promise<TrainResult> {
+  checkRewards("config: rewards", config.rewards);
+  const place = detectPlace({}, process.env);
+  options.onRank?.(place.rank, place.size);
+  checkDeal(config, place.size);
+  const own = rankDevice(config.device, place);
+  using device = openDevice(own.name, own.options);
+  const { signal } = options;
+  const group = await initGroup({ device, ...(signal ? { signal } : {}) });
+  try {
+    return await trainOn(device, config, group, options);
+  } catch (error) {
+    const cause = new Team(group).cause(error);
+    group.abort(cause instanceof Error ? cause.message : String(cause));
+    throw cause;
+  } finally {
+    await group.close();
+  }
 }

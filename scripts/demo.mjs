@@ -1,5 +1,6 @@
-// npm run demo [-- --set NAME=VALUE ...]: installs and builds what is missing, then trains the shipped tiny model on the CPU
-// into runs/demo, tells what it learned and where the pictures are. Options are handed on to `danceflux train`.
+// npm run demo [-- --nproc N] [--set NAME=VALUE ...]: installs and builds what is missing, then trains the shipped tiny model on the
+// CPU into runs/demo, tells what it learned and where the pictures are. With --nproc on so many ranks that train together; all other options
+// are handed on to `danceflux train`.
 import { existsSync, readFileSync, renameSync } from "node:fs";
 import { buildTypeScript, ensureInstalled, inRoot, mustRun } from "./common.mjs";
 
@@ -15,6 +16,15 @@ function moveAside() {
   console.error(`the last demo is now in runs/demo-${number}`);
 }
 
+const options = process.argv.slice(2);
+const place = options.indexOf("--nproc");
+const [, ranks] = place < 0 ? [] : options.splice(place, 2);
+if (place >= 0 && !/^[1-9]\d*$/.test(ranks ?? "")) {
+  console.error(`demo: --nproc: expected a number of ranks, got ${ranks ?? "nothing"}`);
+  process.exit(2);
+}
+const launcher = Number(ranks) > 1 ? ["launch", "--nproc-per-node", ranks, "--"] : [];
+
 // Ctrl-C reaches the training too, which writes its checkpoint first; this process waits for it.
 process.on("SIGINT", () => {});
 
@@ -23,7 +33,7 @@ mustRun(process.execPath, [inRoot("scripts", "prepare-native.mjs")]);
 buildTypeScript();
 moveAside();
 console.error("training models/tiny-shapes with DanceGRPO; this takes a few minutes");
-mustRun(process.execPath, [inRoot("dist", "cli.js"), "train", config, ...process.argv.slice(2)]);
+mustRun(process.execPath, [inRoot("dist", "cli.js"), ...launcher, "train", config, ...options]);
 
 const { before, after } = JSON.parse(readFileSync(inRoot("runs", "demo", "summary.json"), "utf8"));
 if (before && after) {

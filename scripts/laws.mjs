@@ -41,6 +41,11 @@ const exceptions = [
     /^backend\/cpu\/cpu_backend\.h$/,
     "the cpu is built in: the registry makes it",
   ],
+  [
+    /^native\/(train\/gradient_sync\.h|addon\/\w+\.(h|cpp))$/,
+    /^backend\/communicator\.h$/,
+    "gradients travel by the Communicator contract",
+  ],
 ];
 const excepted = (path, header) =>
   exceptions.some(([file, included]) => file.test(path) && included.test(header));

@@ -104,6 +104,11 @@ const WRONG: Record<string, unknown[]> = {
   "output.checkpointEvery": [-1],
   "output.keep": [0],
   "output.picturesEvery": [-1],
+  "distributed.sharding": ["zero", 1],
+  "distributed.collective": ["ring"],
+  "distributed.bucketMiB": [0, -1, 5000, "25"],
+  "distributed.groupSpansRanks": [1],
+  "distributed.overlap": ["no"],
   "compat.bf16Timesteps": ["on"],
   "compat.integerTimesteps": [0],
   "compat.sameOrderEveryEpoch": [null],
@@ -305,6 +310,7 @@ describe("the hash of a configuration", () => {
     ["batches", { sampling: { batch: 7 }, evaluation: { batch: 3, save: 1 } }],
     ["recomputation", { learning: { recompute: "all" } }],
     ["threads", { device: { threads: 1 } }],
+    ["sharding", { distributed: { sharding: "optimizer", overlap: false } }],
   ])("is the same whatever the %s", (_, over) => {
     expect(hashOf(over)).toBe(configHash(base));
   });
@@ -320,6 +326,8 @@ describe("the hash of a configuration", () => {
     ["rate", { learning: { learningRate: 2e-5 } }],
     ["compat", { compat: { bf16Timesteps: true } }],
     ["evaluation", { evaluation: { steps: 27 } }],
+    ["order of sums", { distributed: { collective: "ordered" } }],
+    ["buckets", { distributed: { bucketMiB: 1 } }],
   ])("changes with the %s", (_, over) => {
     expect(hashOf(over)).not.toBe(configHash(base));
   });

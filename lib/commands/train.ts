@@ -18,6 +18,8 @@ configuration is resumed. Ctrl-C finishes the update under way, writes a checkpo
 Examples:
   danceflux train models/tiny-shapes/demo.json
   danceflux train run.json --set learning.learningRate=2e-5 --set output.folder=runs/second
+Started as one of several ranks (danceflux launch, torchrun, Slurm, ...) it trains together with the others, and only
+the first rank tells what happens.
 With --json every line of stdout is an object with "type": iteration, evaluation, and last summary.`;
 
 /** before -> after of each measured number. */
@@ -50,12 +52,12 @@ function told({ finished, folder, report, summary }: TrainResult): string {
 }
 
 /** First signal: stop in good order; second: end at once, as a shell would have it. */
-function stopOnSignals(output: Output): { stop: AbortSignal; done(): void } {
+function stopOnSignals(say: (text: string) => void): { stop: AbortSignal; done(): void } {
   const controller = new AbortController();
   const onSignal = (signal: NodeJS.Signals) => {
     if (controller.signal.aborted) process.exit(signal === "SIGINT" ? 130 : 143);
     controller.abort();
-    output.progress.say("danceflux: stopping; the checkpoint is written first (Ctrl-C again: at once)");
+    say("danceflux: stopping; the checkpoint is written first (Ctrl-C again: at once)");
   };
   const signals = ["SIGINT", "SIGTERM"] as const;
   for (const signal of signals) process.on(signal, onSignal);
@@ -87,11 +89,37 @@ function tellingOptions(config: TrainConfig, output: Output): TrainRunOptions {
   };
 }
 
+/** What ranks other than the first tell: warnings, and what rank warns. */
+const quietOptions = (output: Output, rank: () => number): TrainRunOptions => ({
+  onWarning: (message) => output.warn(`rank ${rank()}: ${message}`),
+});
+
+/** Calls reach `telling` on the first rank, `quiet` on the others. */
+function byRank(telling: TrainRunOptions, quiet: TrainRunOptions, isFirst: () => boolean): TrainRunOptions {
+  const names = ["onLoading", "onWarning", "onProgress", "onIteration", "onEvaluation"] as const;
+  const chosen =
+    (name: (typeof names)[number]) =>
+    (...args: unknown[]) =>
+      ((isFirst() ? telling : quiet)[name] as ((...args: unknown[]) => void) | undefined)?.(...args);
+  return Object.fromEntries(names.map((name) => [name, chosen(name)]));
+}
+
 async function train(path: string, changes: string[], output: Output): Promise<void> {
   const config = await loadConfig(path, changes);
-  const { stop, done } = stopOnSignals(output);
+  let rank = 0;
+  const isFirst = () => rank === 0;
+  const { stop, done } = stopOnSignals((text) => isFirst() && output.progress.say(text));
   try {
-    const result = await trainFromConfig(config, { ...tellingOptions(config, output), stop });
+    const telling = byRank(
+      tellingOptions(config, output),
+      quietOptions(output, () => rank),
+      isFirst,
+    );
+    const onRank = (own: number) => {
+      rank = own;
+    };
+    const result = await trainFromConfig(config, { ...telling, onRank, stop });
+    if (!isFirst()) return;
     const { finished, folder, report, summary } = result;
     output.result({ type: "summary", finished, folder, report, ...summary }, told(result));
   } finally {

@@ -10,7 +10,10 @@ export interface Group {
   readonly localSize: number;
   /** Collectives between devices; undefined in a group of one. */
   readonly communicator: NativeCommunicator | undefined;
-  /** Aborted, with a {@link DanceError} as its reason, once another rank failed, left or went silent. */
+  /**
+   * Aborted, with a {@link DanceError} as its reason, once another rank failed, was lost or went silent, or left while it was waited for. A
+   * rank that leaves in peace does not disturb those that still finish their work.
+   */
   readonly failed: AbortSignal;
   /**
    * Brings everybody's value to everybody, in rank order: small things (numbers, names) through the rendezvous, as JSON. All ranks make the

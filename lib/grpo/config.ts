@@ -4,7 +4,7 @@
  * A configuration file is JSON with these fields; `preset` names a starting point and the rest overrides it.
  */
 import type { WeightDType } from "../models/types.js";
-import type { StepKind } from "../native.js";
+import type { GradientSharding, StepKind } from "../native.js";
 import type { DeviceOptions } from "../options.js";
 import type { RewardConfig } from "../rewards/types.js";
 
@@ -83,7 +83,7 @@ export interface LearningConfig {
   mixture: "sum" | "per-reward";
   /** Share of a picture's transitions that is learned from, chosen at random per picture. */
   timestepFraction: number;
-  /** Pictures per optimizer update. */
+  /** Pictures per optimizer update, of all ranks together. */
   accumulate: number;
   /** Transitions in one forward and backward pass. Any number gives the same first ratios. */
   microbatch: number;
@@ -125,6 +125,33 @@ export interface OutputConfig {
   picturesEvery: number;
 }
 
+/**
+ * How several ranks (processes with a device each, see `danceflux launch`) train one model. Numbers elsewhere are those of all ranks together:
+ * prompts, pictures, updates. All ranks see one `output.folder`. A run may go on with another number of ranks.
+ */
+export interface DistributedConfig {
+  /**
+   * What a rank keeps for itself alone. `none`: nothing; every rank has all. `optimizer`: each rank has moments, masters and averages of its
+   * share of the weights (ZeRO-1). `optimizer+gradients`: also gradients go to their rank as soon as they are summed, and no rank holds all
+   * of them (ZeRO-2); then every backward pass is summed over ranks, where otherwise only the last one of an update is.
+   */
+  sharding: GradientSharding;
+  /**
+   * `fast`: gradients are summed within a rank, then over ranks. `ordered`: they are summed picture by picture in one tree, so that 1, 2, 4
+   * ... ranks give the same weights, bit for bit; costs about log2(pictures of an update on a rank) times the memory of the gradients.
+   */
+  collective: "fast" | "ordered";
+  /** Gradients travel in pieces of so many MiB, the first while backward still runs. Smaller ones start sooner, larger ones cost less. */
+  bucketMiB: number;
+  /**
+   * The pictures of a prompt may be made by several ranks; otherwise `promptsPerIteration` must be a multiple of the ranks. Advantages are
+   * those of the whole group either way.
+   */
+  groupSpansRanks: boolean;
+  /** Gradients travel while backward still runs; `false`: after it, to see what that saves. */
+  overlap: boolean;
+}
+
 /** Bugs of DanceGRPO that bitwise comparison with it needs. All off by default. */
 export interface CompatConfig {
   /** Timesteps reach the network rounded to bf16, as under autocast: sigma * 1000 -> 976, 952, ... and guidance 3.5 -> 3504. */
@@ -133,7 +160,7 @@ export interface CompatConfig {
   integerTimesteps: boolean;
   /** Every epoch takes the prompts in the same order. */
   sameOrderEveryEpoch: boolean;
-  /** Prompts of one rank share their initial noise. */
+  /** Prompts share their initial noise. */
   noiseSharedAcrossPrompts: boolean;
 }
 
@@ -142,7 +169,7 @@ export interface TrainConfig {
   device: { name: string } & DeviceOptions;
   /** File (.txt: one prompt a line; .jsonl: objects with `prompt`), or the prompts themselves. */
   prompts: string | string[];
-  /** Pictures are grouped by prompt; this many prompts per iteration ... */
+  /** Pictures are grouped by prompt; this many prompts per iteration, over all ranks, ... */
   promptsPerIteration: number;
   /** ... and this many pictures per prompt. */
   groupSize: number;
@@ -155,6 +182,7 @@ export interface TrainConfig {
   rewards: RewardConfig[];
   evaluation: EvaluationConfig;
   output: OutputConfig;
+  distributed: DistributedConfig;
   compat: CompatConfig;
 }
 
@@ -203,6 +231,7 @@ export const defaults: Omit<TrainConfig, "model" | "prompts" | "rewards"> = {
   },
   evaluation: { every: 0, prompts: [], picturesPerPrompt: 1, steps: 28, kind: "ode", batch: 4, save: 12 },
   output: { folder: "runs/train", checkpointEvery: 40, keep: 2, picturesEvery: 0 },
+  distributed: { sharding: "none", collective: "fast", bucketMiB: 25, groupSpansRanks: false, overlap: true },
   compat: {
     bf16Timesteps: false,
     integerTimesteps: true,

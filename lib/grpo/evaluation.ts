@@ -12,13 +12,17 @@ import {
 } from "../rewards/scorer.js";
 import type { Picture } from "../rewards/types.js";
 import { batches, evaluationKey, type SamplePlan, sampleBatch } from "../sample/sampler.js";
+import type { Seat } from "./deal.js";
 import type { EmbeddingStore } from "./embeddings.js";
+import { sliceOf } from "./together.js";
 
 export interface EvaluationOptions {
   prompts: string[];
   picturesPerPrompt: number;
   batch: number;
-  /** How many pictures are saved. */
+  /** Each rank makes a run of the pictures. */
+  seat: Seat;
+  /** How many pictures are saved, by all ranks. */
   save: number;
   seed: bigint;
   iteration: number;
@@ -41,7 +45,30 @@ export interface EvaluationResult {
   saved: SavedPicture[];
 }
 
-/** Samples and scores the held-out prompts. */
+/** All pictures of an evaluation: one of every prompt before the second of any, so that those that are saved show many prompts. */
+const allPictures = ({
+  prompts,
+  picturesPerPrompt,
+}: Pick<EvaluationOptions, "prompts" | "picturesPerPrompt">) =>
+  Array.from({ length: picturesPerPrompt }, (_, sample) =>
+    prompts.map((prompt) => ({ prompt, sample })),
+  ).flat();
+
+/** Prompts that a rank will need. */
+export function evaluationPrompts(
+  options: Pick<EvaluationOptions, "prompts" | "picturesPerPrompt" | "seat">,
+): string[] {
+  const all = allPictures(options);
+  const { first, end } = sliceOf(all.length, options.seat);
+  return [...new Set(all.slice(first, end).map(({ prompt }) => prompt))];
+}
+
+/** Lists saved pictures for the report. */
+export async function writePictureList(folder: string, saved: readonly SavedPicture[]): Promise<void> {
+  await writeFile(join(folder, "pictures.json"), `${JSON.stringify(saved, null, 1)}\n`);
+}
+
+/** Samples and scores this rank's part of the pictures of held-out prompts. */
 export async function evaluate(
   pipeline: Pipeline,
   plan: SamplePlan,
@@ -50,10 +77,9 @@ export async function evaluate(
   options: EvaluationOptions,
 ): Promise<EvaluationResult> {
   const { signal } = options;
-  // One picture of every prompt before the second of any: so those that are saved show many prompts.
-  const wanted = Array.from({ length: options.picturesPerPrompt }, (_, sample) =>
-    options.prompts.map((prompt) => ({ prompt, sample })),
-  ).flat();
+  const all = allPictures(options);
+  const { first, end } = sliceOf(all.length, options.seat);
+  const wanted = all.slice(first, end);
   await mkdir(options.folder, { recursive: true });
   const writer = new AsyncImageWriter();
   const saved: SavedPicture[] = [];
@@ -81,8 +107,9 @@ export async function evaluate(
       );
       const batchScores = await scoreAll(rewards, request);
       scores = appendScores(scores, batchScores);
-      if (done < options.save) {
-        saved.push(...(await save(writer, options, await request.pictures(), batch, batchScores, done)));
+      if (first + done < options.save) {
+        const pictures = await request.pictures();
+        saved.push(...(await save(writer, options, pictures, batch, batchScores, first + done)));
       }
     } finally {
       for (const embedding of uploaded.values()) embedding[Symbol.dispose]();
@@ -91,7 +118,6 @@ export async function evaluate(
     options.onBatch?.(done, wanted.length);
   }
   await writer.flush();
-  await writeFile(join(options.folder, "pictures.json"), `${JSON.stringify(saved, null, 1)}\n`);
   return { pictures: done, scores, saved };
 }
 

@@ -55,7 +55,23 @@ export interface IterationMetrics {
   imagesPerSecond: number;
   /** Floating-point operations of the transformer per second of rollout and update. */
   modelFlops: number;
-  memory: { peak: number; held: number };
+  /** Bytes of the device; the most of any rank. `gradients` and `optimizer` are what training keeps beside the weights. */
+  memory: { peak: number; held: number; gradients?: number; optimizer?: number };
+  /** Absent for one rank. */
+  distributed?: DistributedMetrics;
+}
+
+/** What ranks had to do with each other in an iteration; seconds and bytes are the most of any rank. */
+export interface DistributedMetrics {
+  ranks: number;
+  /** Some gradients or weights were under way, ... */
+  secondsInFlight: number;
+  /** ... and the device waited for them. */
+  secondsWaited: number;
+  bytes: number;
+  /** Sums of gradients, and how many of them began while backward still ran. */
+  collectives: number;
+  overlapped: number;
 }
 
 export interface EvaluationMetrics {

@@ -6,7 +6,8 @@ import { isLoraName, saveLora } from "../models/lora.js";
 import { saveFlux } from "../models/save.js";
 import type { Pipeline } from "../models/types.js";
 import { type NativeOptimizer, runJob } from "../native.js";
-import type { LearningConfig } from "./config.js";
+import type { DistributedConfig, LearningConfig } from "./config.js";
+import type { Team } from "./team.js";
 
 // Linear layers that an adapter may be given.
 const LAYER = /^(.+)\.weight$/;
@@ -57,24 +58,44 @@ async function chooseTrainable(
   return chosen;
 }
 
+/** What of a configuration a policy depends on. */
+export interface PolicyConfig {
+  learning: LearningConfig;
+  distributed: DistributedConfig;
+  seed: number;
+}
+
 /** The transformer as it is being trained. */
 export class Policy implements Disposable {
   readonly pipeline: Pipeline;
   readonly optimizer: NativeOptimizer;
   readonly learning: LearningConfig;
+  readonly #team: Team;
 
-  private constructor(pipeline: Pipeline, optimizer: NativeOptimizer, learning: LearningConfig) {
+  private constructor(pipeline: Pipeline, optimizer: NativeOptimizer, learning: LearningConfig, team: Team) {
     this.pipeline = pipeline;
     this.optimizer = optimizer;
     this.learning = learning;
+    this.#team = team;
   }
 
-  static async create(pipeline: Pipeline, learning: LearningConfig, seed: bigint): Promise<Policy> {
+  /** All ranks of `team` call it, and every method below. */
+  static async create(
+    pipeline: Pipeline,
+    { learning, distributed, seed: number }: PolicyConfig,
+    team: Team,
+  ): Promise<Policy> {
+    const seed = BigInt(number);
     await runJob(pipeline.transformer.setTrainable(await chooseTrainable(pipeline, learning, seed)));
     await runJob(pipeline.transformer.zeroGradients()); // an aborted run may have left some
     const optimizer = pipeline.device.handle.createOptimizer(pipeline.transformer, {
       ...learning.adam,
       emaDecay: learning.emaDecay,
+      ...(team.communicator ? { communicator: team.communicator } : {}),
+      sharding: distributed.sharding,
+      bucketMiB: distributed.bucketMiB,
+      ordered: distributed.collective === "ordered",
+      overlap: distributed.overlap,
     });
     try {
       // Before the first activations: made after them, it would take the memory that they leave, and they would need new.
@@ -83,34 +104,42 @@ export class Policy implements Disposable {
       optimizer.dispose();
       throw error;
     }
-    return new Policy(pipeline, optimizer, learning);
+    return new Policy(pipeline, optimizer, learning, team);
   }
 
   /** Runs `work` with the running average in the weights' place, when there is one. */
   async withAverage<T>(work: () => Promise<T>): Promise<T> {
     if (this.learning.emaDecay === 0) return work();
     await runJob(this.optimizer.swapEma());
+    let result: T;
     try {
-      return await work();
-    } finally {
-      await runJob(this.optimizer.swapEma());
+      result = await work();
+    } catch (error) {
+      // The others may be elsewhere, and nobody goes on: weights that have to be gathered would be waited for in vain.
+      if (this.#team.size === 1) await runJob(this.optimizer.swapEma());
+      throw error;
     }
+    await runJob(this.optimizer.swapEma());
+    return result;
   }
 
-  /** Writes the adapter (`pytorch_lora_weights.safetensors`) or the transformer into `folder`, the running average if there is one. */
-  async export(folder: string): Promise<string> {
+  /**
+   * Writes the adapter (`pytorch_lora_weights.safetensors`) or the transformer into `folder`, the running average if there is one. The first
+   * rank writes.
+   */
+  async export(folder: string): Promise<void> {
+    await this.withAverage(async () => {
+      if (this.#team.isFirst) await this.#write(folder);
+      await this.#team.meet("export"); // the others' weights stay as they are until then
+    });
+  }
+
+  async #write(folder: string): Promise<void> {
     const { transformer, config, weights } = this.pipeline;
     await mkdir(folder, { recursive: true });
-    return this.withAverage(async () => {
-      if (this.learning.lora) {
-        const path = join(folder, "pytorch_lora_weights.safetensors");
-        await saveLora(transformer, path, this.learning.lora);
-        return path;
-      }
-      const path = join(folder, "transformer");
-      await saveFlux(transformer, config, path, weights);
-      return path;
-    });
+    if (this.learning.lora)
+      await saveLora(transformer, join(folder, "pytorch_lora_weights.safetensors"), this.learning.lora);
+    else await saveFlux(transformer, config, join(folder, "transformer"), weights);
   }
 
   [Symbol.dispose](): void {

@@ -1,4 +1,7 @@
-/** Starting points. The three DanceGRPO presets are the published scripts' settings; `tiny-shapes` is the shipped model's. */
+/**
+ * Starting points. The three DanceGRPO presets are the published scripts' settings for one of their devices: with n ranks, `promptsPerIteration`
+ * and `learning.accumulate` times n give the published batch. `tiny-shapes` is the shipped model's.
+ */
 import { join } from "node:path";
 import { DanceError } from "../errors.js";
 import { packageRoot } from "../native-loader.js";

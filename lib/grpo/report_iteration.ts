@@ -18,6 +18,9 @@ export interface IterationFacts {
   seconds: StageSeconds;
   textTokens: number;
   total: number;
+  ranks: number;
+  /** The most of any rank. */
+  memory: { peak: number; held: number };
 }
 
 const mean = (values: number[]) => values.reduce((sum, value) => sum + value, 0) / Math.max(values.length, 1);
@@ -30,7 +33,7 @@ export function iterationMetrics({ pipeline }: TrainerParts, facts: IterationFac
   const forward = forwardFlops(pipeline.config, plan.grid.rows * plan.grid.columns, facts.textTokens);
   // A backward pass costs two forward ones; what is recomputed is overhead and not counted.
   const flops = forward * (rewards.length * plan.kinds.length + 3 * learned.transitions);
-  const { peak, held } = pipeline.device.memory();
+  const { peak, held } = facts.memory;
   return {
     type: "iteration",
     iteration: facts.iteration,
@@ -56,6 +59,7 @@ export function iterationMetrics({ pipeline }: TrainerParts, facts: IterationFac
     seconds: { ...seconds, total: facts.total },
     imagesPerSecond: rewards.length / facts.total,
     modelFlops: flops / (seconds.rollout + seconds.update),
-    memory: { peak, held },
+    memory: { peak, held, gradients: learned.memory.gradients, optimizer: learned.memory.state },
+    ...(facts.ranks > 1 ? { distributed: { ranks: facts.ranks, ...learned.communication } } : {}),
   };
 }

@@ -13,7 +13,7 @@ import {
   type Trajectory,
 } from "../sample/sampler.js";
 
-/** A prompt of this iteration. */
+/** A prompt of this iteration that this rank makes pictures for. */
 export interface IterationPrompt {
   prompt: string;
   embedding: PromptEmbedding;
@@ -36,7 +36,6 @@ export interface Sample {
 export interface RolloutOptions {
   seed: bigint;
   iteration: number;
-  groupSize: number;
   batch: number;
   sameNoise: boolean;
   noiseSharedAcrossPrompts: boolean;
@@ -94,17 +93,19 @@ export interface RolloutSeconds {
   decode: number;
 }
 
-/** Samples `groupSize` pictures for each prompt. The result does not depend on `batch`. */
+/**
+ * Samples pictures in the order given, each of prompt number `group`. What a picture looks like depends neither on `batch` nor on what else
+ * is asked for.
+ */
 export async function rollout(
   pipeline: Pipeline,
   plan: SamplePlan,
-  prompts: IterationPrompt[],
+  prompts: ReadonlyMap<number, IterationPrompt>,
+  pictures: readonly { group: number; index: number }[],
   options: RolloutOptions,
 ): Promise<{ rollout: Rollout; seconds: RolloutSeconds }> {
   const seconds: RolloutSeconds = { rollout: 0, decode: 0 };
-  const wanted = prompts.flatMap((prompt, group) =>
-    Array.from({ length: options.groupSize }, (_, index) => ({ ...prompt, group, index })),
-  );
+  const wanted = pictures.map(({ group, index }) => ({ ...prompts.get(group)!, group, index }));
   const samples: Sample[] = [];
   const owned = new Set<Disposable>();
   try {

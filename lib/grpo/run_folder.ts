@@ -72,6 +72,20 @@ async function checkSameRun(config: TrainConfig, names: string[]): Promise<void>
   }
 }
 
+/**
+ * Makes sure that this rank sees the folder that the first rank opened.
+ *
+ * @throws {DanceError} `ERR_OUTPUT` when it does not.
+ */
+export async function findRunFolder(config: TrainConfig): Promise<void> {
+  const { folder } = config.output;
+  const names = await readdir(folder).catch(() => [] as string[]);
+  if (names.includes(CONFIG)) return checkSameRun(config, names);
+  throw new DanceError("ERR_OUTPUT", `${folder}: expected the run folder that the first rank opened`, {
+    hint: "output.folder must be on a file system that all ranks share",
+  });
+}
+
 export const evaluationFolder = (runFolder: string, iteration: number): string =>
   join(runFolder, "evaluation", String(iteration).padStart(6, "0"));
 

@@ -3,7 +3,6 @@ import { rm, writeFile } from "node:fs/promises";
 import { freemem } from "node:os";
 import { join } from "node:path";
 import { AsyncImageWriter } from "../image/index.js";
-import type { PromptEmbedding } from "../models/types.js";
 import {
   appendScores,
   fillMissing,
@@ -16,16 +15,20 @@ import { type SamplePlan, samplePlan } from "../sample/sampler.js";
 import { mixedAdvantages } from "./advantage.js";
 import { restoreNewest, saveCheckpoint, type TrainerState } from "./checkpoint.js";
 import { blocksToRecompute } from "./cost.js";
+import { type Share, shareOf } from "./deal.js";
 import { EmbeddingStore } from "./embeddings.js";
-import { evaluate } from "./evaluation.js";
+import { evaluate, evaluationPrompts, writePictureList } from "./evaluation.js";
 import { learningRateAt } from "./learning_rate.js";
 import { type IterationMetrics, MetricsFile, noSeconds, type StageSeconds, spread } from "./metrics.js";
+import { openRun } from "./open_run.js";
 import { Policy } from "./policy.js";
 import { loadPrompts, PromptOrder, type PromptPosition } from "./prompts.js";
 import { iterationMetrics } from "./report_iteration.js";
-import { type Rollout, rollout } from "./rollout.js";
-import { evaluationFolder, openRunFolder, picturesFolder } from "./run_folder.js";
+import { type IterationPrompt, type Rollout, rollout } from "./rollout.js";
+import { evaluationFolder, picturesFolder } from "./run_folder.js";
 import type { RunLock } from "./run_lock.js";
+import type { Team } from "./team.js";
+import { groupsOf, packReport, Together } from "./together.js";
 import type { RunOptions, TrainerParts } from "./trainer.js";
 import { type UpdateReport, update } from "./update.js";
 import { configHash } from "./validate.js";
@@ -45,36 +48,46 @@ const startState = (hash: string): TrainerState => ({
 /** Thrown inside to give up a rollout; never leaves this file. */
 class Stopped extends Error {}
 
+/** What a session is made of. */
+interface Made {
+  policy: Policy;
+  embeddings: EmbeddingStore;
+  prompts: string[];
+  evaluationPrompts: string[];
+  /** The first rank's. */
+  metrics: MetricsFile | undefined;
+  state: TrainerState;
+  lock: RunLock | undefined;
+}
+
 export class Session {
   readonly #parts: TrainerParts;
   readonly #options: RunOptions;
+  readonly #team: Team;
+  readonly #signal: AbortSignal | undefined;
+  readonly #share: Share;
+  readonly #together: Together;
   readonly #policy: Policy;
   readonly #embeddings: EmbeddingStore;
   readonly #prompts: string[];
   readonly #order: PromptOrder;
   readonly #evaluationPrompts: string[];
-  readonly #metrics: MetricsFile;
+  readonly #metrics: MetricsFile | undefined;
   readonly #writer = new AsyncImageWriter();
   readonly #state: TrainerState;
-  readonly #lock: RunLock;
+  readonly #lock: RunLock | undefined;
   #saved: number;
   #textTokens = 0;
+  /** Some rank was asked to stop, and all know it. */
+  #stopping = false;
 
-  private constructor(
-    parts: TrainerParts,
-    options: RunOptions,
-    made: {
-      policy: Policy;
-      embeddings: EmbeddingStore;
-      prompts: string[];
-      evaluationPrompts: string[];
-      metrics: MetricsFile;
-      state: TrainerState;
-      lock: RunLock;
-    },
-  ) {
+  private constructor(parts: TrainerParts, options: RunOptions, team: Team, made: Made) {
     this.#parts = parts;
     this.#options = options;
+    this.#team = team;
+    this.#signal = team.signal(options.signal);
+    this.#share = shareOf(parts.config, team);
+    this.#together = new Together(team, parts.config);
     this.#policy = made.policy;
     this.#embeddings = made.embeddings;
     this.#prompts = made.prompts;
@@ -87,32 +100,27 @@ export class Session {
   }
 
   /** Everything that can be refused is refused here, before the first picture. */
-  static async open(parts: TrainerParts, options: RunOptions): Promise<Session> {
+  static async open(parts: TrainerParts, options: RunOptions, team: Team): Promise<Session> {
     const { config, pipeline } = parts;
     const prompts = await promptsOf(config.prompts);
     const evaluationPrompts = config.evaluation.every > 0 ? await promptsOf(config.evaluation.prompts) : [];
     samplePlan(pipeline, { ...config.sampling, ...timesteps(parts), window: undefined }); // tells sizes that do not fit
     const { folder } = config.output;
-    const lock = await openRunFolder(config);
+    const { lock, checkpoints } = await openRun(config, team);
     let policy: Policy | undefined;
     try {
-      policy = await Policy.create(pipeline, config.learning, BigInt(config.seed));
-      const restored = await restoreNewest(folder, policy.optimizer, options.onWarning);
+      policy = await Policy.create(pipeline, config, team);
+      const { onWarning } = options;
+      const restored = await restoreNewest(folder, checkpoints, policy.optimizer, { team, onWarning });
       const state = restored ?? startState(configHash(config));
-      const metrics = await MetricsFile.open(join(folder, "metrics.jsonl"), state.metricsBytes);
+      const path = join(folder, "metrics.jsonl");
+      const metrics = team.isFirst ? await MetricsFile.open(path, state.metricsBytes) : undefined;
       const embeddings = new EmbeddingStore(pipeline, config.embeddingCache);
-      return new Session(parts, options, {
-        policy,
-        embeddings,
-        prompts,
-        evaluationPrompts,
-        metrics,
-        state,
-        lock,
-      });
+      const made = { policy, embeddings, prompts, evaluationPrompts, metrics, state, lock };
+      return new Session(parts, options, team, made);
     } catch (error) {
       policy?.[Symbol.dispose]();
-      await lock.release();
+      await lock?.release();
       throw error;
     }
   }
@@ -120,24 +128,25 @@ export class Session {
   async close(): Promise<void> {
     await this.#writer.flush().catch(() => {});
     try {
-      await this.#metrics.close();
+      await this.#metrics?.close();
     } finally {
       this.#policy[Symbol.dispose]();
-      await this.#lock.release();
+      await this.#lock?.release();
     }
   }
 
   async *iterations(): AsyncGenerator<IterationMetrics> {
     const { config, pipeline } = this.#parts;
     try {
-      await this.#encodeAll();
+      await this.#untilStopped(() => this.#encodeAll());
+      await this.#agreeOnStop("prompts encoded");
       pipeline.freeTextEncoders();
       if (this.#state.iteration === 0) await this.#evaluate();
     } catch (error) {
       if (!(error instanceof Stopped)) throw error;
       return; // nothing was learned yet that could be lost
     }
-    while (this.#state.iteration < config.iterations && !this.#options.stop?.aborted) {
+    while (this.#state.iteration < config.iterations && !this.#stopping) {
       const metrics = await this.#iteration();
       if (!metrics) break; // asked to stop in the middle of a rollout
       yield metrics;
@@ -146,13 +155,48 @@ export class Session {
     if (this.#state.iteration >= config.iterations) await this.#finish();
   }
 
-  /** Embeddings of the prompts that this run will still use. */
+  /** Was this rank asked to stop? Only what all ranks agreed on may end a stage that they share. */
+  get #asked(): boolean {
+    return this.#options.stop?.aborted === true;
+  }
+
+  /** Lets this rank give up its part of a stage; what all ranks then agree on ends the stage. */
+  async #untilStopped<T>(work: () => Promise<T>): Promise<T | undefined> {
+    try {
+      return await work();
+    } catch (error) {
+      if (!(error instanceof Stopped)) throw error;
+      return undefined;
+    }
+  }
+
+  /** @throws {Stopped} on all ranks when one was asked to stop. */
+  async #agreeOnStop(name: string): Promise<void> {
+    const asked = await this.#team.gather(name, this.#asked);
+    if (asked.includes(true)) this.#stopAll();
+  }
+
+  #stopAll(): never {
+    this.#stopping = true;
+    throw new Stopped();
+  }
+
+  /** Embeddings of the prompts that this rank will still use. */
   async #encodeAll(): Promise<void> {
     const { config } = this.#parts;
-    const left = (config.iterations - this.#state.iteration) * config.promptsPerIteration;
-    const ahead = left > 0 ? this.#orderFrom(this.#order.position).take(left) : [];
-    const wanted = [...this.#evaluationPrompts, ...ahead.map((number) => this.#prompts[number]!)];
-    await this.#embeddings.prepare(wanted, this.#options.signal, (done, all) => {
+    const left = config.iterations - this.#state.iteration;
+    const ahead = this.#orderFrom(this.#order.position);
+    const groups = groupsOf(this.#share);
+    const wanted = evaluationPrompts({
+      ...config.evaluation,
+      prompts: this.#evaluationPrompts,
+      seat: this.#team,
+    });
+    for (let i = 0; i < left; i++) {
+      const numbers = ahead.take(config.promptsPerIteration);
+      wanted.push(...groups.map((group) => this.#prompts[numbers[group]!]!));
+    }
+    await this.#embeddings.prepare(wanted, this.#signal, (done, all) => {
       this.#progress("encode", done, all);
       this.#giveUpIfStopped();
     });
@@ -185,37 +229,51 @@ export class Session {
     const started = performance.now();
     const seconds = noSeconds();
     const plan = this.#plan();
-    const prompts = this.#order.take(config.promptsPerIteration).map((number) => this.#prompts[number]!);
-    const uploaded = await this.#upload(prompts);
+    const numbers = this.#order.take(config.promptsPerIteration);
+    const uploaded = new Map<number, IterationPrompt>();
     let sampled: Rollout | undefined;
     pipeline.device.handle.resetPeakMemory();
     try {
-      sampled = await this.#rollout(plan, prompts, uploaded, seconds);
-      const given = await this.#score(sampled, seconds);
-      const groups = sampled.samples.map((sample) => sample.group);
-      const scores = fillMissing(given, groups);
+      await this.#upload(numbers, uploaded);
+      const given = await this.#untilStopped(async () => {
+        sampled = await this.#rollout(plan, uploaded, seconds);
+        return this.#score(sampled, seconds);
+      });
+      const all = await this.#together.scores(this.#state.iteration + 1, given, this.#asked);
+      if (!all) this.#stopAll();
+      const groups = Array.from({ length: config.promptsPerIteration * config.groupSize }, (_, place) =>
+        Math.floor(place / config.groupSize),
+      );
+      const scores = fillMissing(all, groups);
       const judged = mixedAdvantages(scores, groups, config.learning);
-      const learned = await this.#learn(plan, sampled, judged.values, seconds);
+      const values = this.#share.pictures.map(({ place }) => judged.values[place]!);
+      const own = await this.#learn(plan, sampled!, values, seconds);
+      const saving = performance.now();
+      await this.#writer.flush();
+      seconds.save += (performance.now() - saving) / 1000;
+      seconds.communicate += own.communication.secondsWaited;
+      const part = packReport(own, { stop: this.#asked, seconds, device: pipeline.device.memory() });
+      const joined = await this.#together.report(this.#state.iteration + 1, own, part);
+      this.#stopping ||= joined.stop;
+      const { learned } = joined;
       this.#state.iteration++;
       this.#state.updates += learned.updates;
       this.#state.skippedUpdates += learned.skipped;
       this.#state.prompts = this.#order.position;
-      this.#state.seconds += (performance.now() - started) / 1000;
-      const saving = performance.now();
-      await this.#writer.flush();
-      seconds.save += (performance.now() - saving) / 1000;
+      const total = (performance.now() - started) / 1000;
+      this.#state.seconds += total;
       const metrics = iterationMetrics(this.#parts, {
+        ...joined,
         iteration: this.#state.iteration,
         plan,
         scores,
-        rewardFailures: missingScores(given),
+        rewardFailures: missingScores(all),
         judged,
-        learned,
-        seconds,
         textTokens: this.#textTokens,
-        total: (performance.now() - started) / 1000,
+        total,
+        ranks: this.#team.size,
       });
-      await this.#metrics.write(metrics);
+      await this.#metrics?.write(metrics);
       await this.#afterIteration();
       return metrics;
     } catch (error) {
@@ -223,51 +281,46 @@ export class Session {
       return undefined;
     } finally {
       sampled?.[Symbol.dispose]();
-      for (const embedding of uploaded) embedding[Symbol.dispose]();
+      for (const { embedding } of uploaded.values()) embedding[Symbol.dispose]();
     }
   }
 
-  async #upload(prompts: string[]): Promise<PromptEmbedding[]> {
-    const uploaded: PromptEmbedding[] = [];
-    for (const prompt of prompts) uploaded.push(await this.#embeddings.upload(prompt, this.#options.signal));
-    this.#textTokens = uploaded[0]!.text.shape[1]!;
-    return uploaded;
+  async #upload(numbers: number[], uploaded: Map<number, IterationPrompt>): Promise<void> {
+    for (const group of groupsOf(this.#share)) {
+      const prompt = this.#prompts[numbers[group]!]!;
+      uploaded.set(group, { prompt, embedding: await this.#embeddings.upload(prompt, this.#signal) });
+    }
+    this.#textTokens = [...uploaded.values()][0]!.embedding.text.shape[1]!;
   }
 
   async #rollout(
     plan: SamplePlan,
-    prompts: string[],
-    uploaded: PromptEmbedding[],
+    prompts: ReadonlyMap<number, IterationPrompt>,
     seconds: StageSeconds,
   ): Promise<Rollout> {
     const { config, pipeline } = this.#parts;
-    const all = prompts.length * config.groupSize;
-    this.#progress("rollout", 0, all);
-    const result = await rollout(
-      pipeline,
-      plan,
-      prompts.map((prompt, i) => ({ prompt, embedding: uploaded[i]! })),
-      {
-        seed: BigInt(config.seed),
-        iteration: this.#state.iteration,
-        groupSize: config.groupSize,
-        batch: config.sampling.batch,
-        sameNoise: config.sampling.sameNoise,
-        noiseSharedAcrossPrompts: config.compat.noiseSharedAcrossPrompts,
-        signal: this.#options.signal,
-        onBatch: (done) => {
-          this.#progress("rollout", done, all);
-          this.#giveUpIfStopped();
-        },
+    const { pictures } = this.#share;
+    this.#giveUpIfStopped();
+    this.#progress("rollout", 0, pictures.length);
+    const result = await rollout(pipeline, plan, prompts, pictures, {
+      seed: BigInt(config.seed),
+      iteration: this.#state.iteration,
+      batch: config.sampling.batch,
+      sameNoise: config.sampling.sameNoise,
+      noiseSharedAcrossPrompts: config.compat.noiseSharedAcrossPrompts,
+      signal: this.#signal,
+      onBatch: (done) => {
+        this.#progress("rollout", done, pictures.length);
+        this.#giveUpIfStopped();
       },
-    );
+    });
     seconds.rollout += result.seconds.rollout;
     seconds.decode += result.seconds.decode;
     return result.rollout;
   }
 
   #giveUpIfStopped(): void {
-    if (this.#options.stop?.aborted) throw new Stopped();
+    if (this.#asked) throw new Stopped();
   }
 
   /** Scores all pictures; those to be kept are handed to the writer first, so that they are encoded while scoring goes on. */
@@ -285,7 +338,7 @@ export class Session {
         images,
         prompts,
         this.#state.iteration,
-        this.#options.signal,
+        this.#signal,
       );
       if (keep) {
         const pictures = await request.pictures();
@@ -316,13 +369,16 @@ export class Session {
     const started = performance.now();
     const report = await update(pipeline, this.#policy.optimizer, sampled.samples, values, {
       learning: config.learning,
+      perUpdate: this.#share.perUpdate,
+      ranks: this.#team.size,
+      ordered: config.distributed.collective === "ordered",
       plan,
       seed: BigInt(config.seed),
       iteration: this.#state.iteration,
       recomputeBlocks: this.#recomputeBlocks(plan),
       learningRate: (done) => learningRateAt(config, done),
       updatesDone: this.#state.updates,
-      signal: this.#options.signal,
+      signal: this.#signal,
       onMicrobatch: (done, all) => this.#progress("update", done, all),
     });
     seconds.update += (performance.now() - started) / 1000;
@@ -337,7 +393,12 @@ export class Session {
     if (recompute !== "auto") return recompute;
     const tokens = plan.grid.rows * plan.grid.columns + this.#textTokens;
     const { held, used } = pipeline.device.memory();
-    return blocksToRecompute(pipeline.config, tokens, microbatch, freemem() + held - used);
+    return blocksToRecompute(
+      pipeline.config,
+      tokens,
+      microbatch,
+      (freemem() + held - used) / this.#team.localSize,
+    );
   }
 
   async #afterIteration(): Promise<void> {
@@ -362,22 +423,28 @@ export class Session {
       window: undefined,
     });
     const { iteration } = this.#state;
-    const result = await this.#policy.withAverage(() =>
-      evaluate(pipeline, plan, this.#embeddings, evaluationRewards, {
-        ...evaluation,
-        prompts: this.#evaluationPrompts,
-        seed: BigInt(config.seed),
-        iteration,
-        folder: evaluationFolder(config.output.folder, iteration),
-        signal: this.#options.signal,
-        onBatch: (done, all) => {
-          this.#progress("evaluate", done, all);
-          // Later ones are finished: an iteration and its evaluation belong together.
-          if (iteration === 0) this.#giveUpIfStopped();
-        },
-      }),
-    );
-    this.#warn(result.scores);
+    const folder = evaluationFolder(config.output.folder, iteration);
+    const result = await this.#policy.withAverage(async () => {
+      const own = await this.#untilStopped(() =>
+        evaluate(pipeline, plan, this.#embeddings, evaluationRewards, {
+          ...evaluation,
+          prompts: this.#evaluationPrompts,
+          seat: this.#team,
+          seed: BigInt(config.seed),
+          iteration,
+          folder,
+          signal: this.#signal,
+          onBatch: (done, all) => {
+            this.#progress("evaluate", done, all);
+            // Later ones are finished: an iteration and its evaluation belong together.
+            if (iteration === 0) this.#giveUpIfStopped();
+          },
+        }),
+      );
+      if (own) this.#warn(own.scores);
+      return (await this.#together.evaluation(iteration, own)) ?? this.#stopAll();
+    });
+    if (this.#team.isFirst) await writePictureList(folder, result.saved);
     const metrics = {
       type: "evaluation" as const,
       iteration,
@@ -387,25 +454,30 @@ export class Session {
       ),
       seconds: (performance.now() - started) / 1000,
     };
-    await this.#metrics.write(metrics);
+    await this.#metrics?.write(metrics);
     this.#options.onEvaluation?.(metrics, result);
   }
 
   async #checkpoint(): Promise<void> {
-    const { output } = this.#parts.config;
+    const { output, distributed } = this.#parts.config;
     if (this.#saved === this.#state.iteration) return;
-    this.#state.metricsBytes = await this.#metrics.sync();
+    if (this.#metrics) this.#state.metricsBytes = await this.#metrics.sync();
     this.#progress("save", 0, 1);
-    await saveCheckpoint(output.folder, this.#state, this.#policy.optimizer, output.keep);
+    await saveCheckpoint(output.folder, this.#state, this.#policy.optimizer, {
+      keep: output.keep,
+      team: this.#team,
+      sharded: distributed.sharding !== "none",
+    });
     this.#saved = this.#state.iteration;
   }
 
   /** The trained weights, and the numbers before and after. */
   async #finish(): Promise<void> {
     const { folder } = this.#parts.config.output;
-    await rm(join(folder, "final"), { recursive: true, force: true });
-    await this.#policy.export(join(folder, "final"));
-    await writeFile(join(folder, "done"), `${this.#state.iteration}\n`);
+    const final = join(folder, "final");
+    if (this.#team.isFirst) await rm(final, { recursive: true, force: true });
+    await this.#policy.export(final);
+    if (this.#team.isFirst) await writeFile(join(folder, "done"), `${this.#state.iteration}\n`);
   }
 }
 

@@ -1,12 +1,15 @@
 /** Training a pipeline's transformer with DanceGRPO (Xue et al. 2025): the public face. The loop is in session.ts. */
+import type { Group } from "../distributed/types.js";
 import { DanceError } from "../errors.js";
 import type { Pipeline } from "../models/types.js";
 import type { WeightedReward } from "../rewards/scorer.js";
 import type { Reward, RewardConfig } from "../rewards/types.js";
 import type { PartialConfig, TrainConfig } from "./config.js";
+import { checkDeal } from "./deal.js";
 import type { EvaluationResult } from "./evaluation.js";
 import type { EvaluationMetrics, IterationMetrics, StageSeconds } from "./metrics.js";
 import { Session } from "./session.js";
+import { Team } from "./team.js";
 import { completeConfig } from "./validate.js";
 
 export interface TrainerOptions extends Omit<PartialConfig, "model" | "rewards" | "device"> {
@@ -17,6 +20,8 @@ export interface TrainerOptions extends Omit<PartialConfig, "model" | "rewards" 
   rewards?: readonly (WeightedReward | RewardConfig)[];
   /** Default: the training rewards. */
   evaluationRewards?: readonly WeightedReward[];
+  /** The ranks that train together, made with the pipeline's device; it stays the caller's to close. Default: this process alone. */
+  group?: Group;
 }
 
 /** What the trainer is doing, for people who wait. */
@@ -44,6 +49,7 @@ export interface TrainerParts {
   pipeline: Pipeline;
   rewards: WeightedReward[];
   evaluationRewards: WeightedReward[];
+  group?: Group;
 }
 
 const isLoaded = (entry: WeightedReward | RewardConfig): entry is WeightedReward =>
@@ -57,6 +63,7 @@ function partsOf({
   reward,
   rewards = [],
   evaluationRewards,
+  group,
   ...options
 }: TrainerOptions): TrainerParts {
   const mixture = reward ? [{ reward, weight: 1 }] : rewards.filter(isLoaded);
@@ -73,7 +80,8 @@ function partsOf({
     rewards: described(mixture),
     evaluation: { ...options.evaluation, rewards: described(judges) },
   });
-  return { config, pipeline, rewards: mixture, evaluationRewards: [...judges] };
+  const parts = { config, pipeline, rewards: mixture, evaluationRewards: [...judges] };
+  return group ? { ...parts, group } : parts;
 }
 
 /** Trains a pipeline's transformer. */
@@ -89,6 +97,7 @@ export class GrpoTrainer {
   constructor(options: TrainerOptions | TrainerParts) {
     this.#parts = "config" in options ? options : partsOf(options);
     this.config = this.#parts.config;
+    checkDeal(this.config, this.#parts.group?.size ?? 1);
   }
 
   /**
@@ -96,14 +105,28 @@ export class GrpoTrainer {
    * configuration is resumed; iteration n then is bit for bit what an uninterrupted run would have given.
    *
    * @throws {DanceError} `ERR_OUTPUT` when the run folder belongs to something else or cannot be written; `ERR_REWARD`, `ERR_CHECKPOINT`,
-   * `ERR_PROMPTS`; what was learned until the last checkpoint is kept in every case.
+   * `ERR_PROMPTS`; what was learned until the last checkpoint is kept in every case. With a group, when any rank fails all do: the others with
+   * the reason that `group.failed` has.
    */
   async *run(options: RunOptions = {}): AsyncGenerator<IterationMetrics> {
-    const session = await Session.open(this.#parts, options);
+    const team = new Team(this.#parts.group);
+    let ended = false;
     try {
-      yield* session.iterations();
+      const session = await Session.open(this.#parts, options, team);
+      try {
+        yield* session.iterations();
+        ended = true;
+      } finally {
+        await session.close();
+      }
+    } catch (error) {
+      ended = true;
+      const cause = team.cause(error);
+      team.abort(cause instanceof Error ? cause.message : String(cause));
+      throw cause;
     } finally {
-      await session.close();
+      // Whoever stops asking for iterations leaves the others waiting.
+      if (!ended) team.abort(`rank ${team.rank} left the run before its end`);
     }
   }
 }

@@ -1,12 +1,20 @@
 /**
  * Learning from scored pictures: which transitions, in which order, and the updates.
  *
- * Order, as DanceGRPO has it: pictures in the order of the rollout, `accumulate` of them per update; of each a random share of its noisy
- * steps. A step's loss is divided by pictures times steps of the update, so that an update averages over all of them.
+ * Order, as DanceGRPO has it: pictures in the order of the rollout, `accumulate` of them per update, over all ranks; of each a random share
+ * of its noisy steps. A step's loss is divided by pictures times steps of the update, so that an update averages over all of them.
  */
-import { DanceError } from "../errors.js";
 import type { Pipeline } from "../models/types.js";
-import { type NativeOptimizer, type NoiseKey, native, type PolicyStepResult, runJob } from "../native.js";
+import {
+  type CommunicationReport,
+  type NativeOptimizer,
+  type NoiseKey,
+  native,
+  type OptimizerStepResult,
+  type PolicyStep,
+  type PolicyStepResult,
+  runJob,
+} from "../native.js";
 import {
   batches,
   guidanceOf,
@@ -29,6 +37,11 @@ interface Transition {
 
 export interface UpdateOptions {
   learning: LearningConfig;
+  /** Pictures of this rank in an update; the samples must be a multiple of it. */
+  perUpdate: number;
+  ranks: number;
+  /** Sum picture by picture: no pass then holds transitions of two pictures. */
+  ordered: boolean;
   plan: SamplePlan;
   seed: bigint;
   iteration: number;
@@ -57,6 +70,9 @@ export interface UpdateReport {
   learningRate: number;
   /** Row-passes of the transformer, forward and backward. */
   transitions: number;
+  communication: CommunicationReport;
+  /** The most that training kept, in bytes. */
+  memory: OptimizerStepResult["memory"];
 }
 
 /** 0 .. count - 1 in an order that depends on the key alone: sorted by keyed random bits. */
@@ -86,9 +102,33 @@ function transitionsOf(sample: Sample, advantage: number, options: UpdateOptions
   return chosen.map((index) => ({ sample, taken: steps[index]!, advantage }));
 }
 
+/** What one forward and backward pass is in its update. */
+type Marks = Pick<PolicyStep, "synchronize" | "endsSample" | "samples">;
+
+interface Pass extends Marks {
+  transitions: Transition[];
+}
+
+/** The passes of an update, in order. */
+function passesOf(pictures: Transition[][], { learning, ordered }: UpdateOptions): Pass[] {
+  const { microbatch } = learning;
+  const parts = ordered ? pictures : [pictures.flat()];
+  const passes = parts.flatMap((transitions) =>
+    [...batches(transitions, microbatch)].map(
+      (part, i): Pass => ({
+        transitions: part,
+        endsSample: (i + 1) * microbatch >= transitions.length,
+        samples: parts.length,
+      }),
+    ),
+  );
+  passes.at(-1)!.synchronize = true;
+  return passes;
+}
+
 async function learn(
   pipeline: Pipeline,
-  transitions: Transition[],
+  { transitions, ...marks }: Pass,
   lossDivisor: number,
   options: UpdateOptions,
 ): Promise<PolicyStepResult> {
@@ -112,11 +152,27 @@ async function learn(
     clipRange: learning.clipRange,
     lossDivisor,
     recomputeBlocks: options.recomputeBlocks,
+    ...marks,
   });
   return runJob(job, options.signal);
 }
 
-/** Learns from all samples of an iteration. `advantages` has one entry per sample. */
+const emptyReport = (): UpdateReport => ({
+  updates: 0,
+  skipped: 0,
+  ratios: [],
+  losses: [],
+  firstRatios: [],
+  clippedHigh: 0,
+  clippedLow: 0,
+  gradientNorms: [],
+  learningRate: 0,
+  transitions: 0,
+  communication: { secondsInFlight: 0, secondsWaited: 0, bytes: 0, collectives: 0, overlapped: 0 },
+  memory: { gradients: 0, state: 0 },
+});
+
+/** Learns from all samples that this rank has of an iteration, in this order. `advantages` has one entry per sample. */
 export async function update(
   pipeline: Pipeline,
   optimizer: NativeOptimizer,
@@ -125,42 +181,35 @@ export async function update(
   options: UpdateOptions,
 ): Promise<UpdateReport> {
   const { learning } = options;
-  if (samples.length % learning.accumulate !== 0) {
-    throw new DanceError(
-      "ERR_OPTION",
-      `accumulate: expected a divisor of the ${samples.length} pictures of an iteration, got ${learning.accumulate}`,
-    );
-  }
-  const report: UpdateReport = {
-    updates: 0,
-    skipped: 0,
-    ratios: [],
-    losses: [],
-    firstRatios: [],
-    clippedHigh: 0,
-    clippedLow: 0,
-    gradientNorms: [],
-    learningRate: 0,
-    transitions: 0,
-  };
+  const report = emptyReport();
   const perSample = trainedSteps(samples[0]!.trajectory.steps.length, learning.timestepFraction);
   const all = samples.length * perSample;
   const order = samples.map((sample, i) => ({ sample, advantage: advantages[i]! }));
-  for (const part of batches(order, learning.accumulate)) {
-    const transitions = part.flatMap(({ sample, advantage }) => transitionsOf(sample, advantage, options));
-    for (const microbatch of batches(transitions, learning.microbatch)) {
-      const result = await learn(pipeline, microbatch, transitions.length, options);
-      note(report, microbatch, result, learning.clipRange);
+  for (const part of batches(order, options.perUpdate)) {
+    const pictures = part.map(({ sample, advantage }) => transitionsOf(sample, advantage, options));
+    const lossDivisor = pictures.flat().length * options.ranks;
+    for (const pass of passesOf(pictures, options)) {
+      const result = await learn(pipeline, pass, lossDivisor, options);
+      note(report, pass.transitions, result, learning.clipRange);
       options.onMicrobatch?.(report.transitions, all);
     }
     const rate = options.learningRate(options.updatesDone + report.updates);
-    const step = await runJob(optimizer.step(rate, learning.clipNorm), options.signal);
-    report.learningRate = rate;
-    report.gradientNorms.push(step.gradientNorm);
-    if (step.skipped) report.skipped++;
-    report.updates++;
+    noteStep(report, rate, await runJob(optimizer.step(rate, learning.clipNorm), options.signal));
   }
   return report;
+}
+
+function noteStep(report: UpdateReport, rate: number, step: OptimizerStepResult): void {
+  report.learningRate = rate;
+  report.gradientNorms.push(step.gradientNorm);
+  if (step.skipped) report.skipped++;
+  report.updates++;
+  for (const key of Object.keys(report.communication) as (keyof CommunicationReport)[])
+    report.communication[key] += step.communication[key];
+  report.memory = {
+    gradients: Math.max(report.memory.gradients, step.memory.gradients),
+    state: Math.max(report.memory.state, step.memory.state),
+  };
 }
 
 function note(report: UpdateReport, transitions: Transition[], result: PolicyStepResult, clip: number): void {

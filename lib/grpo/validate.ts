@@ -117,6 +117,14 @@ const CHECKS: Readonly<Record<string, Check>> = {
   "output.checkpointEvery": count(0),
   "output.keep": count(1),
   "output.picturesEvery": count(0),
+  "distributed.sharding": oneOf("none", "optimizer", "optimizer+gradients"),
+  "distributed.collective": oneOf("fast", "ordered"),
+  "distributed.bucketMiB": check(
+    "a number above 0 and at most 4096",
+    (value) => isNumber(value) && value > 0 && value <= 4096,
+  ),
+  "distributed.groupSpansRanks": flag,
+  "distributed.overlap": flag,
   "compat.bf16Timesteps": flag,
   "compat.integerTimesteps": flag,
   "compat.sameOrderEveryEpoch": flag,
@@ -227,18 +235,29 @@ export function completeConfig(config: PartialConfig): TrainConfig {
 
 /**
  * A hash of everything that changes what a run computes. Left out is where it writes, how often it saves, and what never changes a bit:
- * batches of sampling, blocks recomputed, threads. So a run that needed too much memory can go on with less.
+ * batches of sampling, blocks recomputed, threads. So a run that needed too much memory can go on with less. Left out as well are the number
+ * of ranks and what each keeps for itself: with ordered sums they change nothing, otherwise the last bits.
  */
 export function configHash(config: TrainConfig): string {
-  const { output: _output, embeddingCache: _cache, iterations: _iterations, ...rest } = config;
+  const { output: _output, embeddingCache: _cache, iterations: _iterations, distributed, ...rest } = config;
   const { batch: _batch, ...sampling } = config.sampling;
   const { recompute: _recompute, ...learning } = config.learning;
   const { batch: _pictures, save: _save, ...evaluation } = config.evaluation;
   const { threads: _threads, ...device } = config.device;
   // A linear schedule ends at the last iteration, so there the number of iterations matters too.
   const last = learning.schedule === "linear" ? { iterations: config.iterations } : {};
-  const computing = { ...rest, ...last, sampling, learning, evaluation, device };
+  const computing = { ...rest, ...last, ...summing(distributed), sampling, learning, evaluation, device };
   return createHash("sha256").update(canonical(computing)).digest("hex").slice(0, 16);
+}
+
+/** What differs from the defaults, which older runs had without saying so. */
+function summing(
+  { collective, bucketMiB, groupSpansRanks }: TrainConfig["distributed"] = defaults.distributed,
+): object {
+  const differing = Object.entries({ collective, bucketMiB, groupSpansRanks }).filter(
+    ([key, value]) => value !== defaults.distributed[key as keyof TrainConfig["distributed"]],
+  );
+  return differing.length > 0 ? { distributed: Object.fromEntries(differing) } : {};
 }
 
 function canonical(value: unknown): string {

@@ -53,6 +53,19 @@ train::StepPlan to_plan(const Napi::Object& object) {
           static_cast<float>(number_field(object, "eta"))};
 }
 
+/// All absent: a pass among others.
+nn::BackwardMarks to_marks(const Napi::Object& object) {
+  nn::BackwardMarks marks;
+  const auto flag = [&](const char* name) {
+    const Napi::Value value = object.Get(name);
+    return !value.IsUndefined() && to_bool(value, name);
+  };
+  marks.synchronize = flag("synchronize");
+  marks.ends_sample = flag("endsSample");
+  if (!object.Get("samples").IsUndefined()) marks.samples = to_integer(object.Get("samples"), "samples");
+  return marks;
+}
+
 train::StepNoise to_noise(const Napi::Value& value) {
   if (value.IsUndefined()) return std::monostate{};
   if (value.IsArray()) return to_noise_keys(value);
@@ -134,7 +147,7 @@ class FluxWrap : public ModelWrap<FluxWrap, models::FluxTransformer> {
       train::PolicyTerms terms{to_floats(field(step, "oldLogProbs"), "oldLogProbs"),
                                to_floats(field(step, "advantages"), "advantages"),
                                static_cast<float>(number_field(step, "clipRange")),
-                               static_cast<float>(number_field(step, "lossDivisor"))};
+                               static_cast<float>(number_field(step, "lossDivisor")), to_marks(step)};
       const int recompute = int_field(step, "recomputeBlocks");
       return run(
           info.Env(),

@@ -1,10 +1,49 @@
 // Optimizers that JavaScript holds.
+#include <algorithm>
+
 #include "addon/model_wrap.h"
 #include "addon/models.h"
 #include "train/optimizer.h"
 
 namespace danceflux::addon {
 namespace {
+
+Napi::Object from_report(Napi::Env env, const train::StepReport& report) {
+  const train::SyncReport& sync = report.sync;
+  Napi::Object communication = Napi::Object::New(env), memory = Napi::Object::New(env),
+               result = Napi::Object::New(env);
+  communication.Set("secondsInFlight", sync.seconds_in_flight);
+  communication.Set("secondsWaited", sync.seconds_waited);
+  communication.Set("bytes", static_cast<double>(sync.bytes));
+  communication.Set("collectives", sync.collectives);
+  communication.Set("overlapped", sync.overlapped);
+  memory.Set("gradients", static_cast<double>(sync.gradient_bytes));
+  memory.Set("state", static_cast<double>(report.state_bytes));
+  result.Set("gradientNorm", report.gradient_norm);
+  result.Set("skipped", report.skipped);
+  result.Set("step", static_cast<double>(report.step));
+  result.Set("communication", communication);
+  result.Set("memory", memory);
+  return result;
+}
+
+/// Without a communicator: one rank.
+train::SyncOptions to_sync_options(const Napi::Object& options) {
+  train::SyncOptions sync;
+  const auto given = [&](const char* name) { return !options.Get(name).IsUndefined(); };
+  if (given("sharding")) {
+    sync.sharding = train::sharding_from_name(to_string(options.Get("sharding"), "sharding"));
+  }
+  if (given("bucketMiB")) {
+    const double mib = number_field(options, "bucketMiB");
+    require(mib > 0 && mib <= 1 << 20, "ERR_ARGUMENT",
+            "bucketMiB: expected more than 0 and at most 2^20, got ", mib);
+    sync.bucket_bytes = std::max<std::int64_t>(1, static_cast<std::int64_t>(mib * (1 << 20)));
+  }
+  if (given("ordered")) sync.ordered = to_bool(options.Get("ordered"), "ordered");
+  if (given("overlap")) sync.overlap = to_bool(options.Get("overlap"), "overlap");
+  return sync;
+}
 
 class OptimizerWrap : public Napi::ObjectWrap<OptimizerWrap> {
  public:
@@ -25,9 +64,11 @@ class OptimizerWrap : public Napi::ObjectWrap<OptimizerWrap> {
                                   InstanceMethod<&W::dispose>(dispose_symbol(env))}));
   }
 
-  static Napi::Value make(Napi::Env env, const ModelHandle& model, const train::OptimizerOptions& options) {
+  static Napi::Value make(Napi::Env env, const ModelHandle& model, const train::OptimizerOptions& options,
+                          const train::SyncOptions& sync) {
     Napi::Object object = Environment::of(env).construct("Optimizer");
-    Unwrap(object)->state_ = std::make_shared<State>(State{model.device, model.module, options, nullptr});
+    Unwrap(object)->state_ =
+        std::make_shared<State>(State{model.device, model.module, options, sync, nullptr});
     ++live().optimizers;
     return object;
   }
@@ -37,19 +78,14 @@ class OptimizerWrap : public Napi::ObjectWrap<OptimizerWrap> {
     std::shared_ptr<OpenDevice> device;
     std::shared_ptr<nn::Module> module;
     train::OptimizerOptions options;
+    train::SyncOptions sync;
     std::unique_ptr<train::Optimizer> optimizer;
 
     /// Made by the first job, on the device's thread, of the parameters that train then.
     train::Optimizer& ready() {
-      if (optimizer) return *optimizer;
-      Tape unused;  // makes the gradients
-      module->watch(unused);
-      std::vector<train::TrainedParameter> trained;
-      for (const nn::NamedParameter& parameter : module->trainable_parameters()) {
-        trained.push_back({parameter.name, parameter.value(), parameter.gradient()});
+      if (!optimizer) {
+        optimizer = std::make_unique<train::Optimizer>(train::GradientSync::attach(*module, sync), options);
       }
-      require(!trained.empty(), "ERR_OPTION", "optimizer: expected at least one trainable parameter");
-      optimizer = std::make_unique<train::Optimizer>(std::move(trained), options);
       return *optimizer;
     }
   };
@@ -76,13 +112,7 @@ class OptimizerWrap : public Napi::ObjectWrap<OptimizerWrap> {
       const double clip = to_number(info[1], "clipNorm");
       return run(
           info.Env(), [rate, clip](train::Optimizer& optimizer) { return optimizer.step(rate, clip); },
-          [](Napi::Env env, const train::StepReport& report) {
-            Napi::Object result = Napi::Object::New(env);
-            result.Set("gradientNorm", report.gradient_norm);
-            result.Set("skipped", report.skipped);
-            result.Set("step", static_cast<double>(report.step));
-            return result;
-          });
+          from_report);
     });
   }
 
@@ -101,9 +131,10 @@ class OptimizerWrap : public Napi::ObjectWrap<OptimizerWrap> {
 
   Napi::Value load(const Napi::CallbackInfo& info) {
     return guarded(info.Env(), [&] {
-      const std::string path = to_string(info[0], "path");
+      const auto paths =
+          info[0].IsArray() ? to_strings(info[0], "paths") : std::vector{to_string(info[0], "path")};
       return run(
-          info.Env(), [path](train::Optimizer& optimizer) { optimizer.load(path); }, undefined);
+          info.Env(), [paths](train::Optimizer& optimizer) { optimizer.load(paths); }, undefined);
     });
   }
 
@@ -129,7 +160,8 @@ Napi::Value make_optimizer(const Napi::CallbackInfo& info, const DevicePointer&)
   const auto number = [&](const char* name) { return number_field(options, name); };
   return OptimizerWrap::make(
       info.Env(), model,
-      {number("beta1"), number("beta2"), number("eps"), number("weightDecay"), number("emaDecay")});
+      {number("beta1"), number("beta2"), number("eps"), number("weightDecay"), number("emaDecay")},
+      to_sync_options(options));
 }
 
 void define_models(Napi::Env env) {

@@ -6,9 +6,11 @@ std::vector<Tensor> checkpoint(Block block, std::vector<Tensor> inputs) {
   Tape* tape = Tape::current();
   if (!tape) return block(inputs);
   std::vector<Tensor> outputs;
+  std::vector<std::uint64_t> reached;
   {
-    const NoRecording quiet;
+    const LeafObserver observer(*tape);
     outputs = block(inputs);
+    reached = observer.leaves();
   }
   // A block may hand an input straight through, or one tensor twice; as outputs of this node each needs an
   // identity of its own.
@@ -18,7 +20,7 @@ std::vector<Tensor> checkpoint(Block block, std::vector<Tensor> inputs) {
   };
   // A block may reach leaves that are not among its inputs (its parameters), so the node is kept whatever the
   // inputs are.
-  tape->record_always("checkpoint", outputs, inputs, std::move(gradient));
+  tape->record_always("checkpoint", outputs, inputs, std::move(gradient), std::move(reached));
   return outputs;
 }
 

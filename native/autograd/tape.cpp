@@ -1,5 +1,7 @@
 #include "autograd/tape.h"
 
+#include <algorithm>
+
 #include "autograd/tape_parts.h"
 #include "backend/backend.h"
 #include "core/error.h"
@@ -8,6 +10,7 @@ namespace danceflux {
 namespace {
 
 thread_local Tape* current_tape = nullptr;
+thread_local LeafObserver* current_observer = nullptr;
 
 void add_in_place(const Tensor& sum, const Tensor& term) {
   Backend& device = backend_of(sum);
@@ -33,7 +36,76 @@ void accumulate(Tensor& sum, bool& sum_owned, const Tensor& term, bool term_owne
   }
 }
 
+void check_sum(const Shape& shape, const Tensor& into) {
+  require(into.defined() && into.shape() == shape, "ERR_SHAPE", "watch: expected a gradient of shape ", shape,
+          ", got ", into.defined() ? into.shape().string() : "none");
+  require(into.dtype() == DType::f32 && into.is_contiguous(), "ERR_DTYPE",
+          "watch: expected a contiguous f32 gradient, got ", name_of(into.dtype()), " with strides ",
+          into.strides());
+}
+
 }  // namespace
+
+const Tensor* Tape::Leaves::sum(std::uint64_t id) {
+  const auto found = all.find(id);
+  if (found == all.end()) return nullptr;
+  Leaf& leaf = found->second;
+  // Whoever was told has moved on: what came now would be lost without a word.
+  require(!leaf.finished, "ERR_TAPE", "backward: a leaf got a gradient after its last one");
+  if (!leaf.sum) {
+    leaf.sum = leaf.sink.into();
+    check_sum(leaf.shape, leaf.sum);
+  }
+  return &leaf.sum;
+}
+
+Tape::Countdown::Countdown(Tape& tape) : leaves_(*tape.leaves_) {
+  for (const Node& node : tape.nodes_) {
+    for (const auto* list : {&node.inputs, &node.reached}) {
+      for (const std::uint64_t id : *list) {
+        const auto leaf = leaves_.all.find(id);
+        if (leaf != leaves_.all.end() && leaf->second.sink.finished) ++left_[id];
+      }
+    }
+  }
+}
+
+void Tape::Countdown::unread() {
+  std::vector<std::uint64_t> ids;
+  for (const auto& [id, leaf] : leaves_.all) {
+    if (leaf.sink.finished && !leaf.finished && !left_.contains(id)) ids.push_back(id);
+  }
+  std::sort(ids.begin(), ids.end());  // the same order in every run
+  for (const std::uint64_t id : ids) tell(id);
+}
+
+void Tape::Countdown::done(const Node& node) {
+  for (const auto* list : {&node.inputs, &node.reached}) {
+    for (const std::uint64_t id : *list) {
+      if (const auto left = left_.find(id); left != left_.end() && --left->second == 0) tell(id);
+    }
+  }
+}
+
+void Tape::Countdown::tell(std::uint64_t id) {
+  Leaf& leaf = leaves_.all.at(id);
+  leaf.finished = true;
+  leaf.sum = {};
+  leaf.sink.finished();
+}
+
+LeafObserver::LeafObserver(const Tape& tape) : tape_(tape), outer_(current_observer) {
+  current_observer = this;
+}
+
+LeafObserver::~LeafObserver() { current_observer = outer_; }
+
+void LeafObserver::note(const Tensor& tensor) {
+  // A checkpoint inside another one: what it reads, the outer one reads too.
+  for (LeafObserver* observer = current_observer; observer; observer = observer->outer_) {
+    if (observer->tape_.is_leaf(tensor.id())) observer->seen_.insert(tensor.id());
+  }
+}
 
 bool Gradients::has_output(int i) const {
   return state_.slots.contains(state_.node.outputs.at(static_cast<std::size_t>(i)).id);
@@ -55,7 +127,7 @@ bool Gradients::wanted(int i) const {
 
 Tensor Gradients::accumulator(int i) const {
   const std::uint64_t id = state_.node.inputs.at(static_cast<std::size_t>(i));
-  if (const auto leaf = state_.into.find(id); leaf != state_.into.end()) return leaf->second;
+  if (const Tensor* sum = state_.leaves.sum(id)) return *sum;
   const auto slot = state_.slots.find(id);
   const bool usable = slot != state_.slots.end() && slot->second.owned && slot->second.sum.is_contiguous() &&
                       slot->second.sum.dtype() == DType::f32;
@@ -65,8 +137,7 @@ Tensor Gradients::accumulator(int i) const {
 void Gradients::add(int i, const Tensor& gradient) {
   if (!wanted(i)) return;
   const std::uint64_t id = state_.node.inputs[static_cast<std::size_t>(i)];
-  if (const auto leaf = state_.into.find(id); leaf != state_.into.end())
-    return add_in_place(leaf->second, gradient);
+  if (const Tensor* sum = state_.leaves.sum(id)) return add_in_place(*sum, gradient);
   Tape::Slot& slot = state_.slots[id];
   accumulate(slot.sum, slot.owned, gradient, false);
 }
@@ -74,8 +145,7 @@ void Gradients::add(int i, const Tensor& gradient) {
 void Gradients::add(int i, Tensor&& gradient) {
   if (!wanted(i)) return;
   const std::uint64_t id = state_.node.inputs[static_cast<std::size_t>(i)];
-  if (const auto leaf = state_.into.find(id); leaf != state_.into.end())
-    return add_in_place(leaf->second, gradient);
+  if (const Tensor* sum = state_.leaves.sum(id)) return add_in_place(*sum, gradient);
   const Tensor given = std::move(gradient);
   Tape::Slot& slot = state_.slots[id];
   // Views and tensors that are saved somewhere have other holders; a broadcast view must not be written
@@ -122,16 +192,17 @@ void Tape::watch(const Tensor& leaf, const Tensor& into) {
     tracked_[leaf.id()] = true;
     return;
   }
-  require(into.shape() == leaf.shape(), "ERR_SHAPE", "watch: expected a gradient of shape ", leaf.shape(),
-          ", got ", into.shape());
-  require(into.dtype() == DType::f32 && into.is_contiguous(), "ERR_DTYPE",
-          "watch: expected a contiguous f32 gradient, got ", name_of(into.dtype()), " with strides ",
-          into.strides());
-  leaves_->into[leaf.id()] = into;
+  check_sum(leaf.shape(), into);
+  leaves_->all[leaf.id()] = {into, {}, leaf.shape()};
+}
+
+void Tape::watch(const Tensor& leaf, LeafSink sink) {
+  require(leaf.defined(), "ERR_SHAPE", "watch: expected a tensor, got none");
+  leaves_->all[leaf.id()] = {{}, std::move(sink), leaf.shape()};
 }
 
 bool Tape::tracked_id(std::uint64_t id) const {
-  return tracked_.contains(id) || (!leaves_->into.empty() && leaves_->into.contains(id));
+  return tracked_.contains(id) || (!leaves_->all.empty() && leaves_->all.contains(id));
 }
 
 bool Tape::tracks(const Tensor& tensor) const {
@@ -155,12 +226,13 @@ void Tape::record(const char* op, std::span<const Tensor> outputs, std::span<con
 }
 
 void Tape::record_always(const char* op, std::span<const Tensor> outputs, std::span<const Tensor> inputs,
-                         GradientFunction gradient) {
+                         GradientFunction gradient, std::vector<std::uint64_t> reached) {
   std::vector<std::uint64_t> ids;
   ids.reserve(inputs.size());
   for (const Tensor& input : inputs) ids.push_back(input.id());
   for (const Tensor& output : outputs) tracked_.emplace(output.id(), false);
-  nodes_.push_back({op, {outputs.begin(), outputs.end()}, std::move(ids), std::move(gradient)});
+  nodes_.push_back(
+      {op, {outputs.begin(), outputs.end()}, std::move(ids), std::move(gradient), std::move(reached)});
 }
 
 void Tape::note_parts(std::span<const Tensor> parts, const Tensor& whole) {
@@ -175,17 +247,22 @@ void Tape::note_view(const Tensor& view, const Tensor& x) {
   if (const auto part = parts_.find(x.id()); part != parts_.end()) parts_.emplace(view.id(), part->second);
 }
 
-void Tape::walk(Slots& slots) {
+void Tape::walk(Slots& slots, Countdown* countdown) {
   const NoRecording quiet;
+  if (countdown) countdown->unread();
   while (!nodes_.empty()) {
     const Node node = std::move(nodes_.back());  // dies at the end of the round, and what it saved with it
     nodes_.pop_back();
     bool reached = false;
     for (const OutputTrace& output : node.outputs) reached = reached || slots.contains(output.id);
-    if (!reached) continue;
-    Gradients::State state{*this, node, slots, leaves_->into};
+    if (!reached) {
+      if (countdown) countdown->done(node);
+      continue;
+    }
+    Gradients::State state{*this, node, slots, *leaves_};
     Gradients gradients(state);
     node.gradient(gradients);
+    if (countdown) countdown->done(node);
     for (const OutputTrace& output : node.outputs) {
       const auto tracked = tracked_.find(output.id);
       if (tracked == tracked_.end() || !tracked->second) slots.erase(output.id);
@@ -200,14 +277,15 @@ void Tape::backward(std::span<const Tensor> roots, std::span<const Tensor> seeds
   for (std::size_t i = 0; i < roots.size(); ++i) {
     require(roots[i].shape() == seeds[i].shape(), "ERR_SHAPE", "backward: expected a seed of shape ",
             roots[i].shape(), ", got ", seeds[i].shape());
-    if (const auto leaf = leaves_->into.find(roots[i].id()); leaf != leaves_->into.end()) {
-      add_in_place(leaf->second, seeds[i]);
+    if (const Tensor* sum = leaves_->sum(roots[i].id())) {
+      add_in_place(*sum, seeds[i]);
       continue;
     }
     Slot& slot = slots[roots[i].id()];
     accumulate(slot.sum, slot.owned, seeds[i], false);
   }
-  walk(slots);
+  Countdown countdown(*this);
+  walk(slots, &countdown);
   for (const auto& [id, is_leaf] : tracked_) {
     if (const auto slot = slots.find(id); is_leaf && slot != slots.end()) gradients_[id] = slot->second.sum;
   }
@@ -223,7 +301,7 @@ void Tape::replay(const Block& block, std::span<const Tensor> inputs, Gradients&
     const Tensor& input = inputs[i];
     std::size_t first = 0;  // a tensor that comes twice stays one
     while (inputs[first].id() != input.id()) ++first;
-    if (first < i || !input || outer.into.contains(input.id())) {
+    if (first < i || !input || outer.leaves.all.contains(input.id())) {
       fresh.push_back(first < i ? fresh[first] : input);
       continue;
     }
@@ -241,8 +319,8 @@ void Tape::replay(const Block& block, std::span<const Tensor> inputs, Gradients&
   for (std::size_t i = 0; i < outputs.size(); ++i) {
     if (!gradients.has_output(static_cast<int>(i))) continue;
     const Tensor seed = gradients.output(static_cast<int>(i));
-    if (const auto leaf = outer.into.find(outputs[i].id()); leaf != outer.into.end()) {
-      add_in_place(leaf->second, seed);
+    if (const Tensor* sum = outer.leaves.sum(outputs[i].id())) {
+      add_in_place(*sum, seed);
       continue;
     }
     Slot& slot = slots[outputs[i].id()];
@@ -256,12 +334,14 @@ void Tape::replay(const Block& block, std::span<const Tensor> inputs, Gradients&
 }
 
 Tensor Tape::gradient(const Tensor& leaf) const {
-  if (const auto into = leaves_->into.find(leaf.id()); into != leaves_->into.end()) return into->second;
+  if (const auto found = leaves_->all.find(leaf.id()); found != leaves_->all.end()) return found->second.sum;
   const auto found = gradients_.find(leaf.id());
   return found == gradients_.end() ? Tensor() : found->second;
 }
 
 std::size_t Tape::nodes() const { return nodes_.size(); }
+
+bool Tape::is_leaf(std::uint64_t id) const { return leaves_->all.contains(id); }
 
 NoRecording::NoRecording() : outer_(current_tape) { current_tape = nullptr; }
 
@@ -269,13 +349,17 @@ NoRecording::~NoRecording() { current_tape = outer_; }
 
 Tensor recorded(const char* op, const Tensor& out, std::initializer_list<Tensor> inputs,
                 GradientFunction gradient) {
-  if (Tape* tape = Tape::current())
+  if (Tape* tape = Tape::current()) {
     tape->record(op, {&out, 1}, {inputs.begin(), inputs.size()}, std::move(gradient));
+  } else if (current_observer) {
+    for (const Tensor& input : inputs) LeafObserver::note(input);
+  }
   return out;
 }
 
 bool wants_gradient(const Tensor& tensor) {
   const Tape* tape = Tape::current();
+  if (!tape && current_observer && tensor) LeafObserver::note(tensor);
   return tape && tensor && tape->tracks(tensor);
 }
 

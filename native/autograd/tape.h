@@ -47,6 +47,17 @@ using GradientFunction = std::function<void(Gradients&)>;
 /// A piece of a model as a function of its inputs.
 using Block = std::function<std::vector<Tensor>(std::span<const Tensor>)>;
 
+/// Where the gradient of a leaf goes, and who is told when backward has added the last of it.
+struct LeafSink {
+  /// Asked for memory once per backward, when the first contribution comes: as watch() wants `into`.
+  std::function<Tensor()> into;
+  /// Called once per backward, as soon as no node is left that could add to it; a leaf that nothing reads
+  /// comes first. Ops may run inside, but none that would be recorded.
+  std::function<void()> finished;
+};
+
+class LeafObserver;
+
 class Tape {
  public:
   /// Opens a recording on this thread; the one that was open before is current again when this one ends.
@@ -61,6 +72,8 @@ class Tape {
   /// Asks for the gradient of `leaf`. With `into` (f32, contiguous, the leaf's shape) gradients are added
   /// there in place; otherwise gradient() returns a new tensor.
   void watch(const Tensor& leaf, const Tensor& into = {});
+  /// The same for a leaf whose gradient somebody else keeps, and wants to know when it is whole.
+  void watch(const Tensor& leaf, LeafSink sink);
   /// Does `tensor` depend on a watched leaf (or is it one)?
   bool tracks(const Tensor& tensor) const;
   /// Called by ops: notes a node if any input is tracked. `gradient` reads outputs by position in `outputs`,
@@ -91,16 +104,21 @@ class Tape {
  private:
   friend std::vector<Tensor> checkpoint(Block block, std::vector<Tensor> inputs);
   friend class Gradients;
+  friend class LeafObserver;
+  struct Leaf;
   struct Leaves;
+  class Countdown;
   struct Node;
   struct Slot;
   struct Part;
   using Slots = std::unordered_map<std::uint64_t, Slot>;
   explicit Tape(const Tape* replayed);
+  /// `reached`: leaves that its gradient function reads although they are not among the inputs.
   void record_always(const char* op, std::span<const Tensor> outputs, std::span<const Tensor> inputs,
-                     GradientFunction gradient);
+                     GradientFunction gradient, std::vector<std::uint64_t> reached = {});
   bool tracked_id(std::uint64_t id) const;
-  void walk(Slots& slots);
+  bool is_leaf(std::uint64_t id) const;  // one that accumulates in place
+  void walk(Slots& slots, Countdown* countdown = nullptr);
 
   Tape* outer_;
   const Tape* replayed_ = nullptr;  // the tape whose node is being run again on this one

@@ -160,10 +160,17 @@ void Module::set_trainable(const std::function<bool(const std::string& name)>& w
   });
 }
 
-void Module::watch(Tape& tape) {
+void Module::watch(Tape& tape, const BackwardMarks& marks) {
   Backend& on = device();
+  const auto keeper = keeper_.lock();
+  if (keeper) keeper->begin(marks);
   for_each_stored([&](Parameter& parameter) {
     if (!parameter.trainable) return;
+    if (keeper) {
+      tape.watch(parameter.value, {[keeper, &parameter] { return keeper->memory(parameter); },
+                                   [keeper, &parameter] { keeper->finished(parameter); }});
+      return;
+    }
     if (!parameter.gradient) {
       parameter.gradient = on.empty(parameter.shape, DType::f32);
       ops::fill_(parameter.gradient, 0);
@@ -173,6 +180,7 @@ void Module::watch(Tape& tape) {
 }
 
 void Module::zero_gradients() {
+  if (const auto keeper = keeper_.lock()) keeper->clear();
   for_each_stored([](Parameter& parameter) {
     if (parameter.gradient) ops::fill_(parameter.gradient, 0);
   });

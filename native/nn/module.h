@@ -47,6 +47,31 @@ struct NamedParameter {
   Tensor gradient() const;
 };
 
+/// What a backward pass is to the update that it belongs to.
+struct BackwardMarks {
+  /// The last one before the optimizer's step: gradients may travel as soon as they are whole.
+  bool synchronize = false;
+  /// The last one of a sample. Counts only where gradients are summed over samples in a tree.
+  bool ends_sample = false;
+  /// How many samples this rank's part of the update has; they shape the tree.
+  std::int64_t samples = 1;
+};
+
+/// Who keeps the gradients of a model, when it is not the model itself.
+class GradientKeeper {
+ public:
+  virtual ~GradientKeeper() = default;
+  /// A backward pass is about to be recorded.
+  virtual void begin(const BackwardMarks& marks) = 0;
+  /// Memory for the gradient of a stored tensor, holding what was gathered so far: f32, contiguous, its
+  /// shape.
+  virtual Tensor memory(Parameter& parameter) = 0;
+  /// Backward added its last contribution.
+  virtual void finished(Parameter& parameter) = 0;
+  /// Drops all that was gathered.
+  virtual void clear() = 0;
+};
+
 /// A tree of parameters. Parts are members that name their parent when they are made, so a module never
 /// moves. Not thread-safe: a module belongs to its device's thread.
 class Module {
@@ -81,8 +106,10 @@ class Module {
   /// Decides for every published name whether it trains. Frees gradients that nobody wants any more.
   void set_trainable(const std::function<bool(const std::string& name)>& wanted);
   /// Asks `tape` to add the gradients of all trainable tensors in place; makes the gradients (zeros) where
-  /// they do not exist yet.
-  void watch(Tape& tape);
+  /// they do not exist yet, unless a keeper does.
+  void watch(Tape& tape, const BackwardMarks& marks = {});
+  /// From now on `keeper` keeps the gradients of the trainable tensors, as long as it lives.
+  void set_keeper(const std::weak_ptr<GradientKeeper>& keeper) { keeper_ = keeper; }
   void zero_gradients();
   void free_gradients();
 
@@ -137,6 +164,7 @@ class Module {
 
   std::vector<Stored> stored_;
   std::vector<Child> children_;
+  std::weak_ptr<GradientKeeper> keeper_;
   Backend* device_ = nullptr;
   DType storage_ = DType::f32;
 };

@@ -148,5 +148,7 @@ void lerp_(const Tensor& average, const Tensor& value, double decay);
 /// Sum of squares over all tensors, as a double from f32 partial sums in a fixed order (waits for the
 /// device).
 double sum_of_squares(std::span<const Tensor> tensors);
+/// out [N] = sums of squares of the N equal parts of `x`, both contiguous and f32, each in a fixed order.
+void sums_of_squares_(const Tensor& out, const Tensor& x);
 
 }  // namespace danceflux::ops

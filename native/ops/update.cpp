@@ -91,4 +91,16 @@ double sum_of_squares(std::span<const Tensor> tensors) {
   return total;
 }
 
+void sums_of_squares_(const Tensor& out, const Tensor& x) {
+  Backend& device = enter("sums_of_squares_", x);
+  check_same_device("sums_of_squares_", x, out);
+  const std::int64_t parts = out.numel();
+  require(out.dtype() == DType::f32 && x.dtype() == DType::f32 && out.is_contiguous() && x.is_contiguous(),
+          "ERR_DTYPE", "sums_of_squares_: expected contiguous f32 tensors, got ", name_of(x.dtype()), " and ",
+          name_of(out.dtype()));
+  require(parts > 0 && x.numel() % parts == 0, "ERR_SHAPE", "sums_of_squares_: expected a multiple of ",
+          parts, " elements, got ", x.numel());
+  device.reduce(ReduceOp::sum_of_squares, out.view({parts, 1}), x.view({parts, x.numel() / parts}));
+}
+
 }  // namespace danceflux::ops

@@ -101,7 +101,7 @@ PolicyReport policy_step(models::FluxTransformer& model, const PolicyInputs& inp
   const models::FluxInputs batch = model_inputs(inputs);
   const Tensor target = gather(next);
   Tape tape;
-  model.watch(tape);
+  model.watch(tape, terms.marks);
   const Tensor v = as_f32(model.forward(batch, recompute_blocks));
   const FlowStep step(backend_of(target), plan.kind, plan.sigmas, plan.next_sigmas, plan.eta);
   require(step.random(), "ERR_OPTION", "policy step: an ode step has no probability to learn from");

@@ -51,6 +51,7 @@ struct PolicyTerms {
   std::vector<float> old_log_probs, advantages;  // per row
   float clip_range = 0;
   float loss_divisor = 1;
+  nn::BackwardMarks marks;  // what this pass is in its update
 };
 
 struct PolicyReport {

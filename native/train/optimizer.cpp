@@ -1,21 +1,15 @@
 #include "train/optimizer.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
-#include <map>
 
 #include "core/error.h"
-#include "io/safetensors.h"
 
 namespace danceflux::train {
 namespace {
 
 // PyTorch's clip_grad_norm_ adds this to the norm before it divides.
 constexpr double kClipEpsilon = 1e-6;
-constexpr const char* kStepsKey = "danceflux.optimizer.steps";
-
-Tensor zeros_like(const Tensor& x) { return ops::full(backend_of(x), x.shape(), 0); }
 
 Tensor f32_copy(const Tensor& x) {
   const Tensor copy = backend_of(x).empty(x.shape(), DType::f32);
@@ -23,56 +17,89 @@ Tensor f32_copy(const Tensor& x) {
   return copy;
 }
 
-std::int64_t stored_steps(const io::TensorFile& file) {
-  const auto entry = file.metadata().find(kStepsKey);
-  require(entry != file.metadata().end(), "ERR_CHECKPOINT", file.path(),
-          ": expected optimizer state, got another file");
-  const std::string& text = entry->second;
-  std::int64_t steps = -1;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), steps);
-  require(error == std::errc{} && end == text.data() + text.size() && steps >= 0, "ERR_CHECKPOINT",
-          file.path(), ": expected a step count, got \"", text, "\"");
-  return steps;
-}
-
 }  // namespace
 
 Optimizer::Optimizer(std::vector<TrainedParameter> parameters, const OptimizerOptions& options)
     : options_(options) {
-  for (TrainedParameter& parameter : parameters) {
+  for (const TrainedParameter& parameter : parameters) {
     require(parameter.gradient.defined(), "ERR_OPTION", "optimizer: ", parameter.name, " has no gradient");
-    Entry entry{parameter, {}, zeros_like(parameter.gradient), zeros_like(parameter.gradient), {}};
-    entry.master = parameter.value.dtype() == DType::f32 ? parameter.value : f32_copy(parameter.value);
-    if (options.ema_decay > 0) entry.average = f32_copy(entry.master);
-    entries_.push_back(std::move(entry));
+    own_gradients_.push_back(parameter.gradient);
+    const std::int64_t count = parameter.value.numel();
+    add_entry(
+        {parameter.name, parameter.value.shape(), 0, count, parameter.value.view({count}), {}, {}, {}, {}},
+        options);
   }
+}
+
+Optimizer::Optimizer(std::shared_ptr<GradientSync> sync, const OptimizerOptions& options)
+    : options_(options), sync_(std::move(sync)) {
+  for (const TrainedRange& range : sync_->ranges()) {
+    const TrainedPart& part = sync_->layout().parts[range.part];
+    add_entry({part.name, part.shape, range.begin, range.end, sync_->value(range), {}, {}, {}, {}}, options);
+  }
+}
+
+void Optimizer::add_entry(Entry entry, const OptimizerOptions& options) {
+  const Tensor& value = entry.value;
+  entry.m = ops::full(backend_of(value), value.shape(), 0);
+  entry.v = ops::full(backend_of(value), value.shape(), 0);
+  entry.master = value.dtype() == DType::f32 ? value : f32_copy(value);
+  if (options.ema_decay > 0) entry.average = f32_copy(entry.master);
+  entries_.push_back(std::move(entry));
+}
+
+/// Flat, one per entry; when there is a sync, between its finish() and release().
+std::vector<Tensor> Optimizer::gradients() const {
+  std::vector<Tensor> all;
+  if (sync_) {
+    for (const TrainedRange& range : sync_->ranges()) all.push_back(sync_->gradient(range));
+  } else {
+    for (const Tensor& gradient : own_gradients_) all.push_back(gradient.view({gradient.numel()}));
+  }
+  return all;
 }
 
 StepReport Optimizer::step(double learning_rate, double clip_norm) {
   require(!swapped_, "ERR_OPTION",
           "optimizer: the running average is in the weights' place; swap it back first");
-  std::vector<Tensor> gradients;
-  for (const Entry& entry : entries_) gradients.push_back(entry.parameter.gradient);
   StepReport report;
-  report.gradient_norm = std::sqrt(ops::sum_of_squares(gradients));
+  // The same number on all ranks, and so the same decision.
+  report.gradient_norm = std::sqrt(sync_ ? sync_->finish() : ops::sum_of_squares(own_gradients_));
   report.skipped = !std::isfinite(report.gradient_norm);
   if (!report.skipped) {
     const double scale =
         clip_norm > 0 ? std::min(1.0, clip_norm / (report.gradient_norm + kClipEpsilon)) : 1.0;
     AdamWArgs args{learning_rate,         options_.beta1, options_.beta2,           options_.eps,
                    options_.weight_decay, ++steps_,       static_cast<float>(scale)};
-    for (const Entry& entry : entries_) {
-      ops::adamw_(entry.parameter.value, entry.master, entry.m, entry.v, entry.parameter.gradient, args);
+    const std::vector<Tensor> gradient = gradients();
+    for (std::size_t i = 0; i < entries_.size(); ++i) {
+      const Entry& entry = entries_[i];
+      ops::adamw_(entry.value, entry.master, entry.m, entry.v, gradient[i], args);
       if (entry.average) ops::lerp_(entry.average, entry.master, options_.ema_decay);
     }
+    publish();
   }
   report.step = steps_;
-  zero_gradients();
+  for (const Tensor& gradient : own_gradients_) ops::fill_(gradient, 0);
+  if (sync_) {
+    sync_->release();
+    report.sync = sync_->take_report();
+  }
+  report.state_bytes = state_bytes();
   return report;
 }
 
-void Optimizer::zero_gradients() {
-  for (const Entry& entry : entries_) ops::fill_(entry.parameter.gradient, 0);
+/// Weights that this rank changed are everybody's.
+void Optimizer::publish() {
+  if (sync_) sync_->gather_values();
+}
+
+/// Weights from masters.
+void Optimizer::write_values() {
+  for (const Entry& entry : entries_) {
+    if (entry.value.dtype() != DType::f32) ops::copy_(entry.value, entry.master);
+  }
+  publish();
 }
 
 void Optimizer::swap_average() {
@@ -81,58 +108,19 @@ void Optimizer::swap_average() {
     const Tensor kept = f32_copy(entry.master);
     ops::copy_(entry.master, entry.average);
     ops::copy_(entry.average, kept);
-    if (entry.parameter.value.dtype() != DType::f32) ops::copy_(entry.parameter.value, entry.master);
   }
+  write_values();
   swapped_ = !swapped_;
 }
 
-void Optimizer::for_each_state(const std::function<void(const std::string&, const Tensor&)>& visit) const {
+std::size_t Optimizer::state_bytes() const {
+  std::size_t all = 0;
   for (const Entry& entry : entries_) {
-    visit(entry.parameter.name + ".master", entry.master);
-    visit(entry.parameter.name + ".m", entry.m);
-    visit(entry.parameter.name + ".v", entry.v);
-    if (entry.average) visit(entry.parameter.name + ".average", entry.average);
+    all += entry.m.bytes() + entry.v.bytes();
+    if (entry.average) all += entry.average.bytes();
+    if (entry.value.dtype() != DType::f32) all += entry.master.bytes();
   }
-}
-
-void Optimizer::save(const std::string& path) const {
-  require(!swapped_, "ERR_OPTION",
-          "optimizer: the running average is in the weights' place; swap it back before saving");
-  std::vector<io::TensorToWrite> tensors;
-  for_each_state([&](const std::string& name, const Tensor& state) {
-    tensors.push_back(
-        {name, DType::f32, state.shape(), [state](std::byte* to) { backend_of(state).download(to, state); }});
-  });
-  io::write_safetensors(path, std::move(tensors), {{kStepsKey, std::to_string(steps_)}});
-}
-
-void Optimizer::load(const std::string& path) {
-  const auto file = io::open_tensor_file(path);
-  const std::int64_t steps = stored_steps(*file);
-  std::map<std::string, const io::FileTensor*> stored;
-  for (const io::FileTensor& tensor : file->tensors()) stored.emplace(tensor.name, &tensor);
-  // All of it is checked before any of it is taken.
-  std::size_t wanted = 0;
-  for_each_state([&](const std::string& name, const Tensor& state) {
-    const auto found = stored.find(name);
-    require(found != stored.end(), "ERR_CHECKPOINT", path, ": expected ", name,
-            ", got none: it was written with other trainable parameters or options");
-    require(found->second->shape == state.shape(), "ERR_CHECKPOINT", path, ": ", name, ": expected shape ",
-            state.shape(), ", got ", found->second->shape);
-    ++wanted;
-  });
-  require(wanted == stored.size(), "ERR_CHECKPOINT", path, ": expected ", wanted, " tensors, got ",
-          stored.size(), ": it was written with other trainable parameters or options");
-  for_each_state([&](const std::string& name, const Tensor& state) {
-    std::vector<float> host(static_cast<std::size_t>(state.numel()));
-    io::read_rows(*stored.at(name), 0, -1, false, DType::f32, host.data());
-    backend_of(state).upload(state, host.data());
-  });
-  for (const Entry& entry : entries_) {
-    if (entry.parameter.value.dtype() != DType::f32) ops::copy_(entry.parameter.value, entry.master);
-  }
-  steps_ = steps;
-  swapped_ = false;
+  return all;
 }
 
 }  // namespace danceflux::train

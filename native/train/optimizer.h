@@ -1,11 +1,14 @@
-// AdamW over the trainable parameters of a model, with f32 masters, global-norm clipping and a running
-// average of the weights.
+// AdamW over the trainable parameters of a model, or over this rank's share of them, with f32 masters,
+// global-norm clipping and a running average of the weights.
 #pragma once
 #include <functional>
+#include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "ops/ops.h"
+#include "train/gradient_sync.h"
 
 namespace danceflux::train {
 
@@ -24,14 +27,19 @@ struct TrainedParameter {
 };
 
 struct StepReport {
-  double gradient_norm = 0;  // before clipping
-  bool skipped = false;      // the norm was not finite: nothing moved
+  double gradient_norm = 0;  // before clipping; over all ranks
+  bool skipped = false;      // the norm was not finite: nothing moved, on no rank
   std::int64_t step = 0;     // updates done
+  SyncReport sync;
+  std::size_t state_bytes = 0;  // masters, moments and averages of this rank
 };
 
 class Optimizer {
  public:
+  /// One rank, with gradients of its own.
   Optimizer(std::vector<TrainedParameter> parameters, const OptimizerOptions& options);
+  /// This rank's share of what `sync` keeps. Every call below is then one that all ranks make, but save().
+  Optimizer(std::shared_ptr<GradientSync> sync, const OptimizerOptions& options);
 
   /// Clips (clip_norm 0: not), updates weights and running average, zeroes the gradients.
   StepReport step(double learning_rate, double clip_norm);
@@ -39,22 +47,39 @@ class Optimizer {
   void swap_average();
   bool average_swapped() const { return swapped_; }
 
-  /// Masters, moments, averages and counters as one safetensors file; load() puts the weights back too, bit
-  /// for bit.
+  /// Masters, moments, averages and counters of this rank's share as one safetensors file. A parameter that
+  /// is here as a whole has its own shape; a part of one is flat, its name ends in "@" and its first element.
   void save(const std::string& path) const;
-  /// Throws ERR_CHECKPOINT when the file's parameters are not this optimizer's.
-  void load(const std::string& path);
+  /// The files of all shares of one moment, cut in whatever way. Puts the weights back too, bit for bit.
+  /// Throws ERR_CHECKPOINT when they are not this optimizer's or do not make a whole; nothing is changed
+  /// then.
+  void load(std::span<const std::string> paths);
+  void load(const std::string& path) { load({&path, 1}); }
   std::int64_t steps() const { return steps_; }
+  std::size_t state_bytes() const;
 
  private:
+  /// Elements [begin, end) of a parameter. Tensors are flat.
   struct Entry {
-    TrainedParameter parameter;
-    Tensor master, m, v, average;
+    std::string name;
+    Shape shape;  // of the parameter
+    std::int64_t begin = 0, end = 0;
+    Tensor value, master, m, v, average;
   };
-  void for_each_state(const std::function<void(const std::string& name, const Tensor& state)>& visit) const;
-  void zero_gradients();
+  struct State {
+    std::string name;  // as in a file of whole parameters
+    const Entry& entry;
+    const Tensor& tensor;
+  };
+  void add_entry(Entry entry, const OptimizerOptions& options);
+  std::vector<Tensor> gradients() const;
+  void for_each_state(const std::function<void(const State& state)>& visit) const;
+  void write_values();
+  void publish();
 
   OptimizerOptions options_;
+  std::shared_ptr<GradientSync> sync_;  // or
+  std::vector<Tensor> own_gradients_;   // one per entry
   std::vector<Entry> entries_;
   std::int64_t steps_ = 0;
   bool swapped_ = false;

@@ -228,6 +228,19 @@ TEST("ops: a stopped job enters no op") {
   CHECK_THROWS("ERR_ABORTED", ops::to_host(x));
 }
 
+TEST("ops: sums_of_squares_ of equal parts") {
+  const Bench bench;
+  Backend& device = *bench.device;
+  const Tensor x = ops::from_host(device, {2, 3}, std::vector<float>{1, 2, 3, 4, 5, 6});
+  const Tensor out = device.empty({3});
+  ops::sums_of_squares_(out, x);
+  CHECK(ops::to_host(out) == (std::vector<float>{5, 25, 61}));
+  CHECK_THROWS("ERR_SHAPE", ops::sums_of_squares_(device.empty({4}), x));
+  CHECK_THROWS("ERR_SHAPE", ops::sums_of_squares_(device.empty({0}), x));
+  CHECK_THROWS("ERR_DTYPE", ops::sums_of_squares_(out, x.transpose(0, 1)));
+  CHECK_THROWS("ERR_DTYPE", ops::sums_of_squares_(out, ops::cast(x, DType::bf16)));
+}
+
 TEST("ops: sum_of_squares over tensors of any shape") {
   const Bench bench;
   const std::vector<Tensor> tensors = {ops::full(*bench.device, {3, 4}, 2), ops::full(*bench.device, {5}, 1),

@@ -1,0 +1,113 @@
+// What can happen to a training of several ranks: it is stopped, killed, resumed on another number of ranks, told nonsense.
+import { existsSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { beforeAll, describe, expect, it } from "vitest";
+import { testFolder } from "../support/device.js";
+import { compiled } from "../support/processes.js";
+import {
+  allEnded,
+  checkpointsOf,
+  metricsOf,
+  picturesOf,
+  startTraining,
+  trainRanks,
+  weightsOf,
+  writeTinyConfig,
+} from "../support/ranks.js";
+
+compiled();
+const folder = testFolder();
+const runOf = (name: string) => join(folder, name);
+let config: string;
+const SHARDED = { set: ["distributed.sharding=optimizer"] };
+
+beforeAll(async () => {
+  config = writeTinyConfig(folder);
+  await trainRanks(1, config, runOf("whole"));
+}, 120_000);
+
+function expectWhole(run: string): void {
+  expect(picturesOf(run)).toEqual(picturesOf(runOf("whole")));
+  expect(metricsOf(run)).toEqual(metricsOf(runOf("whole")));
+  expect(weightsOf(run)).toEqual(weightsOf(runOf("whole")));
+}
+
+/** Runs until the first rank has told of an iteration, then does something; waits for all to end. */
+async function interrupted(
+  size: number,
+  run: string,
+  iteration: number,
+  act: (started: Awaited<ReturnType<typeof startTraining>>) => void | Promise<void>,
+) {
+  const started = await startTraining(size, config, run, SHARDED);
+  await started[0]!.said(`"type":"iteration","iteration":${iteration},`);
+  await act(started);
+  return allEnded(started);
+}
+
+describe("a training of several ranks", () => {
+  it("stops on all when one is asked to, and goes on with any number of ranks", async () => {
+    const run = runOf("stopped");
+    const first = await interrupted(2, run, 1, (ranks) => void ranks[1]!.child.kill("SIGINT"));
+    expect(first.map(({ code }) => code)).toEqual([0, 0]);
+    const done = (first[0]!.lines.at(-1) as { iterations: number }).iterations;
+    expect(first[0]!.lines.at(-1)).toMatchObject({ type: "summary", finished: false });
+    expect(done).toBeGreaterThan(0);
+    expect(done).toBeLessThan(5);
+    expect(checkpointsOf(run).at(-1)).toBe(String(done).padStart(6, "0"));
+    expect(existsSync(join(run, "final"))).toBe(false);
+    if (done < 4) {
+      const second = await interrupted(4, run, done + 1, (ranks) => void ranks[0]!.child.kill("SIGTERM"));
+      expect(second.map(({ code }) => code)).toEqual([0, 0, 0, 0]);
+    }
+    await trainRanks(1, config, run);
+    expectWhole(run);
+  }, 120_000);
+
+  it("ends on all when one is killed, keeps its last checkpoint, and goes on", async () => {
+    const run = runOf("killed");
+    const patience = Math.random() * 300;
+    const ended = await interrupted(2, run, 2, async ([_, second]) => {
+      await new Promise((done) => setTimeout(done, patience));
+      second!.child.kill("SIGKILL");
+    });
+    const where = `killed ${patience} ms after iteration 2`;
+    if (ended[1]!.signal === "SIGKILL" && ended[0]!.code !== 0) {
+      expect(ended[0]!.error, where).toContain("rank 1");
+      expect(ended[0]!.code, where).toBe(1);
+    }
+    for (const name of checkpointsOf(run).filter((entry) => /^\d+$/.test(entry))) {
+      const state = readFileSync(join(run, "checkpoints", name, "trainer.json"), "utf8");
+      for (const file of JSON.parse(state).optimizer)
+        expect(existsSync(join(run, "checkpoints", name, file)), where).toBe(true);
+    }
+    await trainRanks(2, config, run, SHARDED);
+    expectWhole(run);
+  }, 120_000);
+
+  it("tells on all ranks what went wrong on one", async () => {
+    const started = await startTraining(2, config, runOf("broken"), {
+      set: (rank) => (rank === 1 ? ["model.path=/nowhere/at/all"] : []),
+    });
+    const [first, second] = await allEnded(started);
+    expect([first!.code, second!.code]).toEqual([1, 1]);
+    expect(second!.error).toContain("/nowhere/at/all");
+    expect(first!.error).toContain("rank 1");
+    expect(first!.error).toContain("/nowhere/at/all");
+  }, 60_000);
+
+  it("wants the same options on all", async () => {
+    const started = await startTraining(2, config, runOf("differing"), { set: (rank) => [`seed=${rank}`] });
+    for (const { error, code } of await allEnded(started)) {
+      expect(error).toContain("expected the same options on all ranks");
+      expect(code).not.toBe(0);
+    }
+  }, 60_000);
+
+  it("wants numbers that the ranks divide", async () => {
+    const set = ["distributed.groupSpansRanks=false", "distributed.collective=fast"];
+    const [first] = await allEnded(await startTraining(3, config, runOf("uneven"), { set }));
+    expect(first!.code).toBe(2);
+    expect(first!.error).toContain("config: promptsPerIteration: expected a multiple of the 3 ranks, got 4");
+  }, 60_000);
+});
