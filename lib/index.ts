@@ -25,6 +25,15 @@ export type {
 } from "./grpo/config.js";
 export { defaults } from "./grpo/config.js";
 export type { EvaluationResult, SavedPicture } from "./grpo/evaluation.js";
+export { memoryInputs, type PlanOptions } from "./grpo/memory_inputs.js";
+export {
+  type MemoryInputs,
+  type MemoryPlan,
+  planMemory,
+  type Sharding,
+  type Suggestion,
+  suggestions,
+} from "./grpo/memory_plan.js";
 export type {
   EvaluationMetrics,
   IterationMetrics,

@@ -106,7 +106,8 @@ function resolveChange(change: ConfigChange): ConfigChange {
   return isPath && typeof value === "string" ? { name, value: resolve(value) } : change;
 }
 
-async function readTree(path: string): Promise<Tree> {
+/** A JSON object from a file. @throws {DanceError} `ERR_FILE`, `ERR_OPTION` */
+export async function readTree(path: string): Promise<Tree> {
   let text: string;
   try {
     text = await readFile(path, "utf8");
@@ -130,9 +131,13 @@ async function readTree(path: string): Promise<Tree> {
  * @throws {DanceError} `ERR_FILE` when it cannot be read; `ERR_OPTION` naming the option, what it got and what it may be.
  */
 export async function loadConfig(path: string, changes: readonly string[] = []): Promise<TrainConfig> {
-  const tree = await readTree(path);
+  return configFromTree(await readTree(path), dirname(resolve(path)), changes);
+}
+
+/** The same for a configuration that was read already, from a file in `folder`. */
+export function configFromTree(tree: Tree, folder: string, changes: readonly string[] = []): TrainConfig {
   for (const text of changes) applyChange(tree, resolveChange(parseChange(text)));
-  const config = resolvePaths(completeConfig(tree as PartialConfig), dirname(resolve(path)));
+  const config = resolvePaths(completeConfig(tree as PartialConfig), folder);
   checkRewards("config: rewards", config.rewards);
   if (config.evaluation.rewards) checkRewards("config: evaluation.rewards", config.evaluation.rewards);
   return config;

@@ -13,7 +13,9 @@ export function editDistance(a: string, b: string): number {
   return row[b.length]!;
 }
 
-/** The entry of `known` (at least one) that needs the fewest changes to become `word`. */
+/** The entry of `known` (at least one) that begins with `word`, or else needs the fewest changes to become it. */
 export function nearest(word: string, known: readonly string[]): string {
+  const begun = word.length >= 2 ? known.find((entry) => entry.startsWith(word)) : undefined;
+  if (begun !== undefined) return begun;
   return known.reduce((best, entry) => (editDistance(entry, word) < editDistance(best, word) ? entry : best));
 }

@@ -1,8 +1,9 @@
 // The command line, in this process: what is said where, exit statuses, results of every command.
-import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, describe, expect, it } from "vitest";
 import { main } from "../lib/commands/main.js";
+import { parseBytes } from "../lib/commands/plan.js";
 import { ProgressLine } from "../lib/commands/progress.js";
 import { TrainingClock } from "../lib/commands/training_clock.js";
 import type { TrainConfig } from "../lib/grpo/config.js";
@@ -69,7 +70,7 @@ beforeAll(() => {
 });
 
 describe("usage", () => {
-  it.each(["doctor", "train", "sample", "score", "report", "build"])(
+  it.each(["doctor", "train", "sample", "score", "report", "plan", "build"])(
     "%s --help has an example",
     async (command) => {
       const { status, out, error } = await run(command, "--help");
@@ -202,6 +203,16 @@ describe("train", () => {
     const result = await run("train", at("train.json"), "--set", "learning.clipRang=1");
     expect(result).toMatchObject({ status: 2, out: "" });
     expect(result.error).toContain("the nearest is learning.clipRange");
+  });
+
+  it("warns of a checkpoint that cannot be read, and goes on from the one before", async () => {
+    const change = ["--set", `output.folder=${at("spoiled")}`, "--set", "output.checkpointEvery=1"];
+    expect((await run("train", at("train.json"), ...change)).status).toBe(0);
+    writeFileSync(at("spoiled/checkpoints/000002/trainer.json"), "");
+    const { status, error } = await run("train", at("train.json"), ...change);
+    expect(status).toBe(0);
+    expect(error).toMatch(/^danceflux: checkpoint 2 is skipped for 1: .*trainer\.json: cannot be read/);
+    expect(readdirSync(at("spoiled/checkpoints"))).toContain("000002");
   });
 
   it("warns of a reward that is not required and fails, and goes on", async () => {
@@ -347,6 +358,98 @@ describe("report", () => {
     const result = await run("report", at("run"), "--out", at("page.html"), "--json");
     expect(lines(result)[0]).toMatchObject({ report: at("page.html"), iterations: 2 });
     expect(readFileSync(at("page.html"), "utf8")).toContain("<!doctype html>");
+  });
+});
+
+describe("plan", () => {
+  const DEV = {
+    num_layers: 19,
+    num_single_layers: 38,
+    attention_head_dim: 128,
+    num_attention_heads: 24,
+    guidance_embeds: true,
+  };
+  const config = () => {
+    mkdirSync(at("dev/transformer"), { recursive: true });
+    writeFileSync(at("dev/transformer/config.json"), JSON.stringify(DEV));
+    return at("dev/transformer/config.json");
+  };
+
+  it("tells the memory of a run, models and stages", async () => {
+    const { status, out, error } = await run("plan", at("train.json"));
+    expect([status, error]).toEqual([0, ""]);
+    for (const part of ["one of 1 rank", "weights", "gradients", "optimizer", "update", "peak"])
+      expect(out).toContain(part);
+    expect(out).not.toContain("as published"); // everything is at hand
+    const [json] = lines(await run("plan", at("train.json"), "--json"));
+    expect(json).toMatchObject({
+      world: 1,
+      sharding: "none",
+      deviceMemory: null,
+      textTokens: 12,
+      suggestions: [],
+    });
+    expect(json.fits).toBeUndefined();
+    expect(existsSync(at("run", "plan"))).toBe(false);
+  });
+
+  it("works from a transformer's configuration alone, and judges", async () => {
+    const args = [
+      "plan",
+      config(),
+      "--set",
+      "device.name=ascend",
+      "--world",
+      "8",
+      "--device-memory",
+      "64GiB",
+    ];
+    const fitting = await run(...args, "--sharding", "optimizer+gradients");
+    expect([fitting.status, fitting.error]).toEqual([0, ""]);
+    expect(fitting.out).toContain("11.9 billion parameters, matrices in bf16");
+    expect(fitting.out).toContain("one of 8 shares");
+    expect(fitting.out).toContain("it fits in 64 GiB");
+    expect(fitting.out).toContain("second text encoder (as published)");
+    const [json, ...rest] = lines(await run(...args, "--json"));
+    expect(rest).toEqual([]);
+    expect(json).toMatchObject({ fits: false, parameters: { all: 11_901_408_320 } });
+    expect(json.suggestions.at(-1)).toMatchObject({ change: "--sharding optimizer+gradients", fits: true });
+    const tight = await run(...args);
+    expect(tight.status).toBe(1);
+    expect(tight.out).toContain("it does not fit in 64 GiB");
+    expect(tight.out).toMatch(
+      /--sharding optimizer: .* GiB\n {2}--sharding optimizer\+gradients: .* GiB, fits/,
+    );
+  });
+
+  it("takes the sizes of a model that is not at hand from --model-config", async () => {
+    const change = ["--set", `model.path=${at("nowhere")}`];
+    const missing = await run("plan", at("train.json"), ...change);
+    expect(missing.status).toBe(1);
+    expect(missing.error).toContain("--model-config");
+    const told = await run("plan", at("train.json"), ...change, "--model-config", config());
+    expect([told.status, told.error]).toEqual([0, ""]);
+    expect(told.out).toContain("11.9 billion");
+  });
+
+  it.each<[string[], string]>([
+    [["--device-memory", "much"], '--device-memory: expected a size such as 64GiB, got "much"'],
+    [["--device-memory", "-1GiB"], '--device-memory: expected a size such as 64GiB, got "-1GiB"'],
+    [["--world", "0"], '--world: expected a whole number of 1 or more, got "0"'],
+    [
+      ["--world", "2", "--sharding", "all"],
+      '--sharding: expected one of none, optimizer, optimizer+gradients, got "all"',
+    ],
+    [["--sharding", "optimizer"], '--sharding: expected none with one rank, got "optimizer"'],
+  ])("%j is wrong usage", async (argv, message) => {
+    const { status, out, error } = await run("plan", at("train.json"), ...argv);
+    expect([status, out]).toEqual([2, ""]);
+    expect(error).toContain(`danceflux: ${message}\n`);
+  });
+
+  it("reads sizes in both kinds of units", () => {
+    const sizes = ["64GiB", "80 GB", "1024", "1.5mib"].map((text) => parseBytes("size", text));
+    expect(sizes).toEqual([64 * 2 ** 30, 80e9, 1024, 1.5 * 2 ** 20]);
   });
 });
 

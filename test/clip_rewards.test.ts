@@ -300,6 +300,18 @@ describe("hps-v2.1", () => {
     expect(roundToF16(-1e9)).toBe(Number.NEGATIVE_INFINITY);
   });
 
+  it("says so when there is nothing at its path", async () => {
+    for (const type of ["hps-v2.1", "clip", "pickscore"]) {
+      await expect(loadReward({ type, path: join(folder, "not-there") }, { device })).rejects.toMatchObject({
+        code: "ERR_FILE",
+        message: expect.stringContaining("not-there"),
+      });
+    }
+    await expect(loadReward({ type: "clip", path: join(folder, "not-there") }, { device })).rejects.toThrow(
+      "expected a model's file or folder, found nothing",
+    );
+  });
+
   it("looks for its published name, and says what is missing", async () => {
     const path = publish("hps-default", false);
     await expect(loadReward("hps-v2.1", { device, baseFolder: path })).rejects.toThrow(

@@ -112,7 +112,7 @@ describe("changes", () => {
     ["groupSize=1", "config: groupSize: expected a whole number of 2 or more, got 1", ""],
     ["rewards.3.weight=1", "--set: rewards.3.weight: expected 3 to hold options, got none", ""],
     ["seed.x=1", "config: seed: expected a whole number of 0 or more", ""],
-    ["__proto__.polluted=1", "config: __proto__.polluted: expected a known option", ""],
+    ["__proto__.polluted=1", "config: __proto__: expected a known option", ""],
     ["rewards.0.weight=heavy", 'config: rewards[0]: weight: expected a number, got "heavy"', ""],
     ["rewards.0.pth=x", "config: rewards[0]: pth: expected a known option", "the nearest is path"],
     [

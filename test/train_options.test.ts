@@ -3,6 +3,7 @@ import { describe, expect, it } from "vitest";
 import type { PartialConfig, TrainConfig } from "../lib/grpo/config.js";
 import { PRESETS, preset } from "../lib/grpo/presets.js";
 import { completeConfig, configHash } from "../lib/grpo/validate.js";
+import { nearest } from "../lib/nearest.js";
 
 const BASE = { model: { path: "m" }, prompts: ["a"], rewards: [{ type: "clip" }] } satisfies PartialConfig;
 const complete = (over: object): TrainConfig => completeConfig({ ...BASE, ...over } as PartialConfig);
@@ -29,12 +30,24 @@ describe("unknown options", () => {
     ["learning.adam.beta", "learning.adam.beta1"],
     ["sampling.window.sizes", "sampling.window.size"],
     ["prompt", "prompts"],
-  ])("%s: the nearest is told", (name, nearest) => {
+  ])("%s: the nearest is told", (name, known) => {
     expect(refusal(withOption(name, 1))).toMatchObject({
       code: "ERR_OPTION",
       message: `config: ${name}: expected a known option, got none of that name`,
-      hint: `the nearest is ${nearest}`,
+      hint: `the nearest is ${known}`,
     });
+  });
+
+  it("that come in an unknown group: the group is told", () => {
+    expect(refusal(withOption("learnig.learningRate", 1))).toMatchObject({
+      message: "config: learnig: expected a known option, got none of that name",
+      hint: "the nearest is learning",
+    });
+  });
+
+  it("that begin a known one: that one is told, however long it is", () => {
+    expect(nearest("hps", ["http", "hps-v2.1", "clip"])).toBe("hps-v2.1");
+    expect(nearest("trian", ["train", "plan"])).toBe("train");
   });
 
   it.each(["constructor", "__proto__", "toString", "hasOwnProperty", "learning.valueOf"])(

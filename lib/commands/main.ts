@@ -7,12 +7,13 @@ import { addBuild } from "./build.js";
 import { CommandContext } from "./context.js";
 import { addDoctor } from "./doctor.js";
 import { Output, STATUS, type Streams, statusOf } from "./output.js";
+import { addPlan } from "./plan.js";
 import { addReport } from "./report.js";
 import { addSample } from "./sample.js";
 import { addScore } from "./score.js";
 import { addTrain } from "./train.js";
 
-const COMMANDS = [addDoctor, addTrain, addSample, addScore, addReport, addBuild];
+const COMMANDS = [addDoctor, addTrain, addSample, addScore, addReport, addPlan, addBuild];
 
 const MORE = `
 Exit status: 0 done, 1 failed, 2 wrong usage. Every command has --help with an example, and --json for machines.

@@ -155,6 +155,20 @@ function refuse(name: string, expected: string, got: unknown): never {
   throw new DanceError("ERR_OPTION", `config: ${name}: expected ${expected}, got ${shown(got)}`);
 }
 
+/** A group that is unknown is told as such: its name is what was misspelt, not what is in it. */
+function unknownOption(name: string): DanceError {
+  const known = Object.keys(CHECKS);
+  const group = name.slice(0, Math.max(name.indexOf("."), 0));
+  const groups = [
+    ...new Set(known.filter((entry) => entry.includes(".")).map((entry) => entry.split(".")[0]!)),
+  ];
+  const isGroup = group !== "" && !groups.includes(group);
+  const [told, among] = isGroup ? [group, groups] : [name, known];
+  return new DanceError("ERR_OPTION", `config: ${told}: expected a known option, got none of that name`, {
+    hint: `the nearest is ${nearest(told, among)}`,
+  });
+}
+
 /** @throws {DanceError} `ERR_OPTION` for the first option that is unknown or cannot be what it is. */
 export function checkOptions(config: PartialConfig): void {
   if (!isObject(config))
@@ -163,9 +177,7 @@ export function checkOptions(config: PartialConfig): void {
     const known = Object.hasOwn(CHECKS, name) ? CHECKS[name] : OPEN(name) ? anything : undefined;
     if (!known) {
       if (Object.keys(CHECKS).some((entry) => entry.startsWith(`${name}.`))) refuse(name, "options", value);
-      throw new DanceError("ERR_OPTION", `config: ${name}: expected a known option, got none of that name`, {
-        hint: `the nearest is ${nearest(name, Object.keys(CHECKS))}`,
-      });
+      throw unknownOption(name);
     }
     const expected = known(value);
     if (expected) refuse(name, expected, value);

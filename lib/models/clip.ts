@@ -1,4 +1,5 @@
 /** CLIP-family scorers: the CLIPModel layout of transformers and the open_clip layout of HPSv2. */
+import { stat } from "node:fs/promises";
 import { join } from "node:path";
 import type { Device } from "../device.js";
 import { DanceError } from "../errors.js";
@@ -206,6 +207,8 @@ export async function loadOpenClip(
 export async function findOpenClipFile(folder: string): Promise<string> {
   const names = ["HPS_v2.1_compressed.pt", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"];
   const found = await firstFile(folder, names);
+  if (!found && !(await stat(folder).catch(() => undefined)))
+    throw new DanceError("ERR_FILE", `${folder}: expected a model's file or folder, found nothing`);
   if (!found) throw new DanceError("ERR_FILE", `${folder}: expected one of ${names.join(", ")}, found none`);
   return found;
 }

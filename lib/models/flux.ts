@@ -231,6 +231,25 @@ export async function loadFluxFolder(
   return create(device, config, weights, places, undefined, signal);
 }
 
+/** What {@link loadFluxFile} would load: the file's header is read, and `config.json` beside it. */
+export async function inspectFluxFile(file: string): Promise<{ config: FluxConfig; places: TensorPlaces }> {
+  const places = placesIn([file], (name) =>
+    name.startsWith(COMFY_PREFIX) ? name.slice(COMFY_PREFIX.length) : name,
+  );
+  const config = await readFluxConfig(join(dirname(file), "config.json")).catch((error: DanceError) => {
+    if (error.code === "ERR_FILE") return configOfBflFile(places);
+    throw error;
+  });
+  return { config, places };
+}
+
+/** Names that a BFL single file goes by in a pipeline's folder. */
+export const FLUX_FILES: string[] = [
+  "flux1-dev.safetensors",
+  "flux1-schnell.safetensors",
+  "flux1.safetensors",
+];
+
 /**
  * A BFL single file (`flux1-dev.safetensors`) or a ComfyUI checkpoint of one. A `config.json` in the diffusers spelling beside it is
  * used when there is one; otherwise the file is taken for FLUX.1 with as many blocks as it has.
@@ -241,13 +260,6 @@ export async function loadFluxFile(
   weights: WeightDType,
   signal?: AbortSignal,
 ): Promise<LoadedFlux> {
-  const places = placesIn([file], (name) =>
-    name.startsWith(COMFY_PREFIX) ? name.slice(COMFY_PREFIX.length) : name,
-  );
-  const configPath = join(dirname(file), "config.json");
-  const config = await readFluxConfig(configPath).catch((error: DanceError) => {
-    if (error.code === "ERR_FILE") return configOfBflFile(places);
-    throw error;
-  });
+  const { config, places } = await inspectFluxFile(file);
   return create(device, config, weights, places, bflSource(config), signal);
 }

@@ -7,7 +7,7 @@ import { type NativeFlux, type NativeTensor, type NativeTextEncoder, runJob } fr
 import { ClipTokenizer, T5Tokenizer } from "../text/index.js";
 import { loadClipText, loadT5 } from "./encoders.js";
 import { Fields } from "./fields.js";
-import { loadFluxFile, loadFluxFolder } from "./flux.js";
+import { FLUX_FILES, loadFluxFile, loadFluxFolder } from "./flux.js";
 import type { FluxConfig, Pipeline, PromptEmbedding, SchedulerConfig, WeightDType } from "./types.js";
 import { type LoadedVae, loadVaeFile, loadVaeFolder } from "./vae.js";
 import { firstFile } from "./weights.js";
@@ -177,11 +177,7 @@ async function loadTransformer(
   if (transformer !== undefined) return loadFluxFolder(device, transformer, weights, signal);
   const diffusers = join(folder, "transformer");
   if (await isFolder(diffusers)) return loadFluxFolder(device, diffusers, weights, signal);
-  const file = await firstFile(folder, [
-    "flux1-dev.safetensors",
-    "flux1-schnell.safetensors",
-    "flux1.safetensors",
-  ]);
+  const file = await firstFile(folder, FLUX_FILES);
   if (file) return loadFluxFile(device, file, weights, signal);
   throw new DanceError(
     "ERR_FILE",
