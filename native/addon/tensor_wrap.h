@@ -7,12 +7,17 @@
 #include "addon/job.h"
 #include "backend/backend.h"
 
+namespace danceflux::align {
+class Recorder;
+}
+
 namespace danceflux::addon {
 
 /// An opened device: its thread and its backend. Shared by every handle made on it.
 struct OpenDevice {
   std::shared_ptr<Backend> backend;
   std::shared_ptr<DeviceThread> thread;
+  std::shared_ptr<align::Recorder> recorder;  // touched on the device's thread only
 };
 
 /// How many handles are alive, process-wide, and how many the garbage collector had to clean up.

@@ -1,5 +1,6 @@
 #include "autograd/tape.h"
 
+#include "autograd/observer.h"
 #include "autograd/tape_parts.h"
 #include "backend/backend.h"
 #include "core/error.h"
@@ -175,6 +176,13 @@ void Tape::note_view(const Tensor& view, const Tensor& x) {
   if (const auto part = parts_.find(x.id()); part != parts_.end()) parts_.emplace(view.id(), part->second);
 }
 
+void Tape::show_gradients(Observer& observer, const Node& node, const Slots& slots) {
+  for (const OutputTrace& output : node.outputs) {
+    if (const auto slot = slots.find(output.id); slot != slots.end())
+      observer.gradient(output.id, slot->second.sum);
+  }
+}
+
 void Tape::walk(Slots& slots) {
   const NoRecording quiet;
   while (!nodes_.empty()) {
@@ -185,6 +193,10 @@ void Tape::walk(Slots& slots) {
     if (!reached) continue;
     Gradients::State state{*this, node, slots, leaves_->into};
     Gradients gradients(state);
+    Observer* observer = Observer::current();
+    if (observer) [[unlikely]]
+      show_gradients(*observer, node, slots);
+    const BackwardScope backward(observer);
     node.gradient(gradients);
     for (const OutputTrace& output : node.outputs) {
       const auto tracked = tracked_.find(output.id);
@@ -237,7 +249,10 @@ void Tape::replay(const Block& block, std::span<const Tensor> inputs, Gradients&
       outer.slots.erase(slot);
     }
   }
-  const std::vector<Tensor> outputs = block(fresh);
+  const std::vector<Tensor> outputs = [&] {
+    const ReplayScope again;
+    return block(fresh);
+  }();
   for (std::size_t i = 0; i < outputs.size(); ++i) {
     if (!gradients.has_output(static_cast<int>(i))) continue;
     const Tensor seed = gradients.output(static_cast<int>(i));

@@ -13,6 +13,8 @@
 
 namespace danceflux {
 
+class Observer;
+
 /// What a gradient function sees: the gradients of its outputs, and a place for the gradients of its inputs.
 class Gradients {
  public:
@@ -101,6 +103,7 @@ class Tape {
                      GradientFunction gradient);
   bool tracked_id(std::uint64_t id) const;
   void walk(Slots& slots);
+  static void show_gradients(Observer& observer, const Node& node, const Slots& slots);
 
   Tape* outer_;
   const Tape* replayed_ = nullptr;  // the tape whose node is being run again on this one
