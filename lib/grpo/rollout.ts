@@ -2,7 +2,7 @@
  * One iteration's pictures: for every prompt a group of samples, their trajectories, their decoded pictures.
  */
 import type { Pipeline, PromptEmbedding } from "../models/types.js";
-import type { NativeTensor, NoiseKey } from "../native.js";
+import type { NativeTensor, NoiseKey, SampleStepResult } from "../native.js";
 import {
   batches,
   NOISE,
@@ -12,6 +12,7 @@ import {
   sampleBatch,
   type Trajectory,
 } from "../sample/sampler.js";
+import type { StageRecorder } from "./recorder.js";
 
 /** A prompt of this iteration. */
 export interface IterationPrompt {
@@ -41,6 +42,7 @@ export interface RolloutOptions {
   sameNoise: boolean;
   noiseSharedAcrossPrompts: boolean;
   signal?: AbortSignal;
+  recorder?: StageRecorder | undefined;
   /** Told after every batch: pictures done, pictures in all. */
   onBatch?: (done: number, all: number) => void;
 }
@@ -93,6 +95,27 @@ function release(thing: Disposable | NativeTensor): void {
   else thing[Symbol.dispose]();
 }
 
+/** Tells a recorder of the batch that begins with sample number `first`. */
+function watcher(recorder: StageRecorder, first: number, size: number) {
+  const batch = Math.floor(first / size);
+  return {
+    async before(step: number, latents: NativeTensor) {
+      await recorder.stage(`rollout/s${step}`, batch);
+      await recorder.tensor("latents", "input", latents, first);
+    },
+    async after(step: number, { latents, logProbs }: SampleStepResult) {
+      await recorder.tensor("next", "output", latents, first);
+      if (logProbs.length > 0) recorder.numbers(`logProbs.${first}`, logProbs);
+    },
+    decoding: () => recorder.stage("decode", batch),
+    async decoded(latents: NativeTensor, images: NativeTensor) {
+      await recorder.tensor("latents", "input", latents, first);
+      await recorder.tensor("images", "output", images, first);
+      await recorder.pictures(images, first);
+    },
+  };
+}
+
 /** What the stages of a rollout took. */
 export interface RolloutSeconds {
   rollout: number;
@@ -119,9 +142,15 @@ export async function rollout(
         ...noiseKeys(options, sample.prompt, sample.index),
       }));
       const started = performance.now();
-      const trajectory = await sampleBatch(pipeline, plan, rows, { keep: true, signal: options.signal });
+      const watch = options.recorder && watcher(options.recorder, samples.length, options.batch);
+      const trajectory = await sampleBatch(pipeline, plan, rows, {
+        keep: true,
+        signal: options.signal,
+        ...(watch ? { watch } : {}),
+      });
       owned.add(trajectory);
       const sampled = performance.now();
+      await watch?.decoding();
       const images = await pipeline.decode(
         trajectory.final,
         plan.grid.rows,
@@ -129,6 +158,7 @@ export async function rollout(
         options.signal,
       );
       owned.add(images);
+      await watch?.decoded(trajectory.final, images);
       seconds.rollout += (sampled - started) / 1000;
       seconds.decode += (performance.now() - sampled) / 1000;
       for (const [row, sample] of batch.entries()) samples.push({ ...sample, trajectory, row, images });

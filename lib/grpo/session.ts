@@ -22,6 +22,7 @@ import { learningRateAt } from "./learning_rate.js";
 import { type IterationMetrics, MetricsFile, noSeconds, type StageSeconds, spread } from "./metrics.js";
 import { Policy } from "./policy.js";
 import { loadPrompts, PromptOrder, type PromptPosition } from "./prompts.js";
+import type { StageRecorder } from "./recorder.js";
 import { iterationMetrics } from "./report_iteration.js";
 import { type Rollout, rollout } from "./rollout.js";
 import { evaluationFolder, openRunFolder, picturesFolder } from "./run_folder.js";
@@ -57,6 +58,8 @@ export class Session {
   readonly #state: TrainerState;
   #saved: number;
   #textTokens = 0;
+  /** Of the iteration under way. */
+  #recorder: StageRecorder | undefined;
 
   private constructor(
     parts: TrainerParts,
@@ -134,10 +137,13 @@ export class Session {
     const left = (config.iterations - this.#state.iteration) * config.promptsPerIteration;
     const ahead = left > 0 ? this.#orderFrom(this.#order.position).take(left) : [];
     const wanted = [...this.#evaluationPrompts, ...ahead.map((number) => this.#prompts[number]!)];
+    const recorder = await this.#options.recorder?.begin();
+    await recorder?.stage("encode");
     await this.#embeddings.prepare(wanted, this.#options.signal, (done, all) => {
       this.#progress("encode", done, all);
       this.#giveUpIfStopped();
     });
+    await recorder?.end();
   }
 
   #orderFrom(position: PromptPosition): PromptOrder {
@@ -168,6 +174,7 @@ export class Session {
     const seconds = noSeconds();
     const plan = this.#plan();
     const prompts = this.#order.take(config.promptsPerIteration).map((number) => this.#prompts[number]!);
+    this.#recorder = await this.#options.recorder?.iteration(this.#state.iteration);
     const uploaded = await this.#upload(prompts);
     let sampled: Rollout | undefined;
     pipeline.device.handle.resetPeakMemory();
@@ -177,7 +184,9 @@ export class Session {
       const groups = sampled.samples.map((sample) => sample.group);
       const scores = fillMissing(given, groups);
       const judged = mixedAdvantages(scores, groups, config.learning);
+      await this.#recordScores(given, judged.values);
       const learned = await this.#learn(plan, sampled, judged.values, seconds);
+      await this.#recorder?.end();
       this.#state.iteration++;
       this.#state.updates += learned.updates;
       this.#state.skippedUpdates += learned.skipped;
@@ -213,7 +222,19 @@ export class Session {
     const uploaded: PromptEmbedding[] = [];
     for (const prompt of prompts) uploaded.push(await this.#embeddings.upload(prompt, this.#options.signal));
     this.#textTokens = uploaded[0]!.text.shape[1]!;
+    await this.#recorder?.stage("prompts");
+    for (const [i, { text, pooled }] of uploaded.entries()) {
+      await this.#recorder?.tensor("text", "input", text, i);
+      await this.#recorder?.tensor("pooled", "input", pooled, i);
+    }
     return uploaded;
+  }
+
+  async #recordScores(given: RewardScores[], advantages: number[]): Promise<void> {
+    await this.#recorder?.stage("reward");
+    for (const { name, scores } of given) this.#recorder?.numbers(name, scores);
+    await this.#recorder?.stage("advantage");
+    this.#recorder?.numbers("advantages", advantages);
   }
 
   async #rollout(
@@ -237,6 +258,7 @@ export class Session {
         sameNoise: config.sampling.sameNoise,
         noiseSharedAcrossPrompts: config.compat.noiseSharedAcrossPrompts,
         signal: this.#options.signal,
+        recorder: this.#recorder,
         onBatch: (done) => {
           this.#progress("rollout", done, all);
           this.#giveUpIfStopped();
@@ -305,6 +327,7 @@ export class Session {
       learningRate: (done) => learningRateAt(config, done),
       updatesDone: this.#state.updates,
       signal: this.#options.signal,
+      recorder: this.#recorder,
       onMicrobatch: (done, all) => this.#progress("update", done, all),
     });
     seconds.update += (performance.now() - started) / 1000;

@@ -6,6 +6,7 @@ import type { Reward, RewardConfig } from "../rewards/types.js";
 import type { PartialConfig, TrainConfig } from "./config.js";
 import type { EvaluationResult } from "./evaluation.js";
 import type { EvaluationMetrics, IterationMetrics, StageSeconds } from "./metrics.js";
+import type { RunRecorder } from "./recorder.js";
 import { Session } from "./session.js";
 import { completeConfig } from "./validate.js";
 
@@ -36,6 +37,8 @@ export interface RunOptions {
   /** Told when a reward that is not required failed, and how. */
   onWarning?: (message: string) => void;
   onEvaluation?: (metrics: EvaluationMetrics, result: EvaluationResult) => void;
+  /** Records what is computed, for comparison with another run. */
+  recorder?: RunRecorder;
 }
 
 /** What a session works with. */

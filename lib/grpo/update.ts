@@ -18,6 +18,7 @@ import {
   timestepOf,
 } from "../sample/sampler.js";
 import type { LearningConfig } from "./config.js";
+import type { StageRecorder } from "./recorder.js";
 import type { Sample } from "./rollout.js";
 
 /** One transition to learn from. */
@@ -39,6 +40,7 @@ export interface UpdateOptions {
   /** Updates done before this iteration. */
   updatesDone: number;
   signal?: AbortSignal;
+  recorder?: StageRecorder | undefined;
   onMicrobatch?: (done: number, all: number) => void;
 }
 
@@ -148,13 +150,22 @@ export async function update(
   const order = samples.map((sample, i) => ({ sample, advantage: advantages[i]! }));
   for (const part of batches(order, learning.accumulate)) {
     const transitions = part.flatMap(({ sample, advantage }) => transitionsOf(sample, advantage, options));
-    for (const microbatch of batches(transitions, learning.microbatch)) {
+    const done = report.losses.length;
+    for (const [i, microbatch] of [...batches(transitions, learning.microbatch)].entries()) {
+      await options.recorder?.stage(`update/u${report.updates}`, i);
       const result = await learn(pipeline, microbatch, transitions.length, options);
       note(report, microbatch, result, learning.clipRange);
       options.onMicrobatch?.(report.transitions, all);
     }
+    await options.recorder?.stage(`update/u${report.updates}/gradients`);
+    options.recorder?.numbers("ratios", report.ratios.slice(done));
+    options.recorder?.numbers("losses", report.losses.slice(done));
+    await options.recorder?.parameters(pipeline.transformer, "gradient");
     const rate = options.learningRate(options.updatesDone + report.updates);
     const step = await runJob(optimizer.step(rate, learning.clipNorm), options.signal);
+    await options.recorder?.stage(`update/u${report.updates}/weights`);
+    options.recorder?.numbers("gradientNorm", [step.gradientNorm]);
+    await options.recorder?.parameters(pipeline.transformer, "value");
     report.learningRate = rate;
     report.gradientNorms.push(step.gradientNorm);
     if (step.skipped) report.skipped++;
