@@ -404,8 +404,10 @@ export interface NativeDevice {
   createCommunicator(options: CommunicatorOptions): NativeCommunicatorSetup;
   /** Records from now on what jobs compute, without changing a bit of it; null: no more. */
   observe(options: ObserveOptions | null): NativeJob<void>;
-  /** What comes next is recorded as part of this stage. */
-  observeStage(name: string): NativeJob<void>;
+  /** Looks into models again, or (null) no more for now; observeTensor() works either way. */
+  observeLevel(level: ObserveOptions["level"] | null): NativeJob<void>;
+  /** What comes next is recorded as part of this stage; what models compute (default: the same) as part of `inside`. */
+  observeStage(name: string, inside?: string): NativeJob<void>;
   /** Records one tensor. With `firstRow` each of its rows by itself, as `name.5` and so on, so that batches of any size compare. */
   observeTensor(
     name: string,
@@ -413,8 +415,11 @@ export interface NativeDevice {
     tensor: NativeTensor,
     firstRow?: number,
   ): NativeJob<void>;
-  /** The lines recorded since the last call, as JSON; `flush` writes what waits in memory. `ERR_FILE` when the disk was full. */
-  observed(flush?: boolean): NativeJob<string[]>;
+  /**
+   * The lines recorded since the last call, as JSON, and what recording took so far; `flush` writes what waits in memory. `ERR_FILE`,
+   * once, when the disk was full.
+   */
+  observed(flush?: boolean): NativeJob<{ lines: string[]; seconds: number }>;
   /** Stops the running job and those that wait (`ERR_ABORTED`) and ends the device's thread; handles of this device are then dead. */
   dispose(): void;
 }

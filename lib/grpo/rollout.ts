@@ -9,6 +9,7 @@ import {
   promptKey,
   type SamplePlan,
   type SampleRow,
+  type SampleWatcher,
   sampleBatch,
   type Trajectory,
 } from "../sample/sampler.js";
@@ -47,8 +48,9 @@ export interface RolloutOptions {
   onBatch?: (done: number, all: number) => void;
 }
 
-function noiseKeys(
-  options: RolloutOptions,
+/** The noise of one picture of a prompt. */
+export function noiseKeys(
+  options: Pick<RolloutOptions, "seed" | "iteration" | "sameNoise" | "noiseSharedAcrossPrompts">,
   prompt: string,
   index: number,
 ): Pick<SampleRow, "initial" | "stepNoise"> {
@@ -95,8 +97,14 @@ function release(thing: Disposable | NativeTensor): void {
   else thing[Symbol.dispose]();
 }
 
-/** Tells a recorder of the batch that begins with sample number `first`. */
-function watcher(recorder: StageRecorder, first: number, size: number) {
+/** Told a batch's steps and its decoding. */
+export interface RolloutWatcher extends SampleWatcher {
+  decoding(): Promise<void>;
+  decoded(latents: NativeTensor, images: NativeTensor): Promise<void>;
+}
+
+/** Tells a recorder, step by step, of the batch that begins with sample number `first`. */
+export function watcher(recorder: StageRecorder, first: number, size: number): RolloutWatcher {
   const batch = Math.floor(first / size);
   return {
     async before(step: number, latents: NativeTensor) {
@@ -105,7 +113,7 @@ function watcher(recorder: StageRecorder, first: number, size: number) {
     },
     async after(step: number, { latents, logProbs }: SampleStepResult) {
       await recorder.tensor("next", "output", latents, first);
-      if (logProbs.length > 0) recorder.numbers(`logProbs.${first}`, logProbs);
+      for (const [i, value] of logProbs.entries()) recorder.numbers(`logProb.${first + i}`, [value]);
     },
     decoding: () => recorder.stage("decode", batch),
     async decoded(latents: NativeTensor, images: NativeTensor) {

@@ -138,12 +138,15 @@ export class Session {
     const ahead = left > 0 ? this.#orderFrom(this.#order.position).take(left) : [];
     const wanted = [...this.#evaluationPrompts, ...ahead.map((number) => this.#prompts[number]!)];
     const recorder = await this.#options.recorder?.begin();
-    await recorder?.stage("encode");
+    if (recorder) {
+      await recorder.stage("encode"); // one prompt tells all that a comparison needs
+      await this.#embeddings.prepare(ahead.slice(0, 1).map((number) => this.#prompts[number]!));
+      await recorder.end();
+    }
     await this.#embeddings.prepare(wanted, this.#options.signal, (done, all) => {
       this.#progress("encode", done, all);
       this.#giveUpIfStopped();
     });
-    await recorder?.end();
   }
 
   #orderFrom(position: PromptPosition): PromptOrder {
@@ -282,7 +285,8 @@ export class Session {
       config.output.picturesEvery > 0 && (this.#state.iteration + 1) % config.output.picturesEvery === 0;
     const folder = picturesFolder(config.output.folder, this.#state.iteration + 1);
     let scores: RewardScores[] = [];
-    for (const { images, samples } of sampled.imageBatches()) {
+    for (const [batch, { images, samples }] of [...sampled.imageBatches()].entries()) {
+      await this.#recorder?.stage("reward", batch);
       const prompts = samples.map((sample) => sample.prompt);
       const request = scoreRequest(
         pipeline.device.handle,

@@ -36,6 +36,7 @@ class DeviceWrap : public Napi::ObjectWrap<DeviceWrap> {
   Napi::Value create_optimizer(const Napi::CallbackInfo& info);
   // What is recorded for comparison with another device (observe_wrap.cpp).
   Napi::Value observe(const Napi::CallbackInfo& info);
+  Napi::Value observe_level(const Napi::CallbackInfo& info);
   Napi::Value observe_stage(const Napi::CallbackInfo& info);
   Napi::Value observe_tensor(const Napi::CallbackInfo& info);
   Napi::Value observed_lines(const Napi::CallbackInfo& info);

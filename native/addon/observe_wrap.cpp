@@ -56,12 +56,28 @@ Napi::Value DeviceWrap::observe(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value DeviceWrap::observe_level(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const auto device = alive();
+    const bool looks = info[0].IsString() && to_string(info[0], "level") != "stage";
+    return submit(
+        info.Env(), *device->thread,
+        [device, looks] {
+          align::Recorder& recorder = recorder_of(*device);
+          Observer::install(looks ? &recorder : nullptr);
+        },
+        undefined);
+  });
+}
+
 Napi::Value DeviceWrap::observe_stage(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const auto device = alive();
+    const std::string name = to_string(info[0], "stage");
+    const std::string inside = info[1].IsUndefined() ? name : to_string(info[1], "inside");
     return submit(
         info.Env(), *device->thread,
-        [device, name = to_string(info[0], "stage")] { recorder_of(*device).stage(name); }, undefined);
+        [device, name, inside] { recorder_of(*device).stage(name, inside); }, undefined);
   });
 }
 
@@ -95,13 +111,16 @@ Napi::Value DeviceWrap::observed_lines(const Napi::CallbackInfo& info) {
         [device, last] {
           align::Recorder& recorder = recorder_of(*device);
           if (last) recorder.flush();
-          return recorder.take();
+          return std::pair(recorder.take(), recorder.seconds());
         },
-        [](Napi::Env env, const std::vector<std::string>& lines) {
-          Napi::Array array = Napi::Array::New(env, lines.size());
-          for (std::size_t i = 0; i < lines.size(); ++i)
-            array.Set(static_cast<std::uint32_t>(i), Napi::String::New(env, lines[i]));
-          return array;
+        [](Napi::Env env, const std::pair<std::vector<std::string>, double>& told) {
+          Napi::Array lines = Napi::Array::New(env, told.first.size());
+          for (std::size_t i = 0; i < told.first.size(); ++i)
+            lines.Set(static_cast<std::uint32_t>(i), Napi::String::New(env, told.first[i]));
+          Napi::Object result = Napi::Object::New(env);
+          result.Set("lines", lines);
+          result.Set("seconds", told.second);
+          return result;
         });
   });
 }

@@ -1,6 +1,7 @@
 #include "align/recorder.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <utility>
@@ -111,13 +112,14 @@ void for_each_piece(const Tensor& tensor,
 
 Recorder::Recorder(RecorderOptions options) : Observer(options.level), options_(std::move(options)) {}
 
-void Recorder::stage(std::string name) {
+void Recorder::stage(std::string name, std::string inside) {
   stage_ = std::move(name);
+  inside_ = std::move(inside);
   restart();
 }
 
 void Recorder::see(const Sight& sight) {
-  write_line(head_of(stage_, sight.name, sight.block, sight.op, name_of(sight.role), sight.index),
+  write_line(head_of(inside_, sight.name, sight.block, sight.op, name_of(sight.role), sight.index),
              sight.tensor);
 }
 
@@ -129,6 +131,7 @@ void Recorder::record(const std::string& name, const std::string& op, const char
 // A recording that fails must not take the job with it: it stops, and whoever asks for its lines is told.
 void Recorder::write_line(const std::string& head, const Tensor& tensor) {
   if (stopped_) return;
+  const auto started = std::chrono::steady_clock::now();
   try {
     Measure measure;
     std::string place;
@@ -147,6 +150,7 @@ void Recorder::write_line(const std::string& head, const Tensor& tensor) {
     stopped_ = std::current_exception();
     waiting_.clear();
   }
+  seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
 }
 
 std::string Recorder::file_name() {

@@ -24,12 +24,14 @@ class Recorder final : public Observer {
  public:
   explicit Recorder(RecorderOptions options);
 
-  /// What comes next belongs to this stage.
-  void stage(std::string name);
+  /// What comes next belongs to this stage; what is seen inside of models to `inside`.
+  void stage(std::string name, std::string inside);
   /// One tensor that somebody names himself. `role` is "input", "output", "gradient" or "value".
   void record(const std::string& name, const std::string& op, const char* role, const Tensor& tensor);
   /// How many lines there were so far.
   std::uint64_t count() const { return count_; }
+  /// What it took so far.
+  double seconds() const { return seconds_; }
   /// Writes what waits to be written.
   void flush();
   /// The lines since the last call. Throws what stopped the recording (ERR_FILE: the disk is full), once.
@@ -49,9 +51,10 @@ class Recorder final : public Observer {
   void write_shard();
 
   const RecorderOptions options_;
-  std::string stage_;
+  std::string stage_, inside_;
   std::uint64_t count_ = 0;
   int files_ = 0;
+  double seconds_ = 0;
   std::vector<std::string> lines_;
   std::vector<Waiting> waiting_;
   std::size_t waiting_bytes_ = 0;

@@ -17,7 +17,7 @@ std::vector<Tensor> checkpoint(Block block, std::vector<Tensor> inputs) {
   const Observer* observer = Observer::current();
   auto gradient = [block = std::move(block), inputs,
                    model = observer ? observer->model() : std::string()](Gradients& gradients) {
-    const BlockScope same_names(model.c_str());
+    const BlockScope same_names = BlockScope::again(model);
     Tape::replay(block, inputs, gradients);
   };
   // A block may reach leaves that are not among its inputs (its parameters), so the node is kept whatever the

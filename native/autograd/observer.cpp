@@ -70,12 +70,13 @@ void Observer::restart() {
   counts_.clear();
 }
 
-void BlockScope::enter(const std::string& name, bool model) {
+void BlockScope::enter(const std::string& name, Kind kind) {
   outer_root_ = observer_->root_;
   outer_block_ = observer_->block_;
+  const int before = kind == Kind::model ? observer_->counts_[name]++ : 0;
   outer_counts_ = std::exchange(observer_->counts_, {});
-  if (model) {
-    observer_->root_ = name;
+  if (kind != Kind::block) {
+    observer_->root_ = before > 0 ? name + "." + std::to_string(before) : name;
     observer_->block_.clear();
   } else {
     observer_->block_ = join(observer_->root_, name);

@@ -101,13 +101,15 @@ class BlockScope {
   template <std::invocable Name>
   explicit BlockScope(const Name& name) : observer_(Observer::current()) {
     if (observer_) [[unlikely]]
-      enter(name(), false);
+      enter(name(), Kind::block);
   }
-  /// The whole model.
+  /// The whole model; numbered when it comes again in a stage.
   explicit BlockScope(const char* model) : observer_(Observer::current()) {
     if (observer_) [[unlikely]]
-      enter(model, true);
+      enter(model, Kind::model);
   }
+  /// The model whose name Observer::model() told, while a part of it runs again.
+  static BlockScope again(const std::string& model) { return BlockScope(model); }
   ~BlockScope() {
     if (observer_) [[unlikely]]
       leave();
@@ -125,7 +127,11 @@ class BlockScope {
   }
 
  private:
-  void enter(const std::string& name, bool model);
+  enum class Kind : std::uint8_t { block, model, again };
+  explicit BlockScope(const std::string& model) : observer_(Observer::current()) {
+    if (observer_) enter(model, Kind::again);
+  }
+  void enter(const std::string& name, Kind kind);
   void leave();
 
   Observer* observer_;

@@ -175,7 +175,7 @@ TEST("recorder: tensors, views included, come back from its files") {
   const TemporaryFolder folder;
   align::Recorder recorder({Observer::Level::op, align::Summary::full, folder.path(), 256});
   const Tensor small_one = numbers(*device, {3, 5}, 1), large = numbers(*device, {4, 40}, 2);
-  recorder.stage("here");
+  recorder.stage("here", "here");
   recorder.record("turned", "stage", "output", small_one.transpose(0, 1));
   recorder.record("large", "stage", "output", large);
   recorder.flush();

@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstdio>
 #include <fstream>
-#include <mutex>
 
 #include "autograd/observer.h"
 #include "backend/cpu/cpu_backend.h"
@@ -85,7 +84,13 @@ class FaultyBackend final : public test::WrappedBackend {
            static_cast<std::ptrdiff_t>(size_of(x.dtype()));
   }
 
+  static bool backward(const char* op) { return std::string(op) == "gelu_backward"; }
+
   bool acts(const char* op) {
+    if (!inside_.empty() && !backward(op)) {
+      const Observer* observer = Observer::current();
+      if (!observer || observer->model() != inside_) return false;
+    }
     if (calls_++ < after_) return false;
     if (!told_ && !truth_.empty()) std::ofstream(truth_) << where(op) << "\n";
     told_ = true;
@@ -128,7 +133,7 @@ class FaultyBackend final : public test::WrappedBackend {
 
   const std::string fault_;
   const std::int64_t after_;
-  const std::string truth_;
+  const std::string truth_, inside_;
   std::int64_t calls_ = 0;
   bool told_ = false;
 };
@@ -141,8 +146,9 @@ void probe(PluginProbe* found) {
 
 Backend* create(std::int32_t, const char* options_json) {
   const DeviceOptions options = DeviceOptions::parse(options_json);
-  options.allow_only("cpu_faulty", {"fault", "after", "truth"});
-  return new FaultyBackend(options.text("fault", ""), options.integer("after", 0), options.text("truth", ""));
+  options.allow_only("cpu_faulty", {"fault", "after", "truth", "inside"});
+  return new FaultyBackend(options.text("fault", ""), options.integer("after", 0), options.text("truth", ""),
+                           options.text("inside", ""));
 }
 const PluginInfo info{DANCEFLUX_PLUGIN_ABI, "cpu_faulty", probe, create};
 }  // namespace
