@@ -31,7 +31,8 @@ export function headerDifferences(a: DumpHeader, b: DumpHeader): HeaderDifferenc
   const differences: HeaderDifference[] = [];
   for (const name of new Set([...left.keys(), ...right.keys()])) {
     const [x = "(absent)", y = "(absent)"] = [left.get(name), right.get(name)];
-    if (x === y) continue;
+    // The device is told under its own name; where a run writes tells nothing.
+    if (x === y || /^config\.(device|output)\b/.test(name)) continue;
     const other =
       a.program.split(" ")[0] !== b.program.split(" ")[0] && (x === "(absent)" || y === "(absent)");
     const setup = /^(seed$|config\.|model\.)/.test(name) && !PLACES.test(name) && !other;

@@ -111,7 +111,7 @@ export function watcher(recorder: StageRecorder, first: number, size: number): R
       await recorder.stage(`rollout/s${step}`, batch);
       await recorder.tensor("latents", "input", latents, first);
     },
-    async after(step: number, { latents, logProbs }: SampleStepResult) {
+    async after(_step: number, { latents, logProbs }: SampleStepResult) {
       await recorder.tensor("next", "output", latents, first);
       for (const [i, value] of logProbs.entries()) recorder.numbers(`logProb.${first + i}`, [value]);
     },

@@ -18,11 +18,12 @@ using T = const Tensor&;
 
 class FaultyBackend final : public test::WrappedBackend {
  public:
-  FaultyBackend(std::string fault, std::int64_t after, std::string truth)
+  FaultyBackend(std::string fault, std::int64_t after, std::string truth, std::string inside)
       : WrappedBackend(cpu::open_cpu({})),
         fault_(std::move(fault)),
-        after_(after),
-        truth_(std::move(truth)) {}
+        truth_(std::move(truth)),
+        inside_(std::move(inside)),
+        after_(after) {}
 
   // Half-mode rope: pairs (i, i + K/2) where FLUX has (2i, 2i + 1).
   Declined qk_norm_rope(T out, T rstd, T x, T weight, T cos, T sin, float eps) override {
@@ -131,9 +132,8 @@ class FaultyBackend final : public test::WrappedBackend {
     upload(out, values.data());
   }
 
-  const std::string fault_;
+  const std::string fault_, truth_, inside_;
   const std::int64_t after_;
-  const std::string truth_, inside_;
   std::int64_t calls_ = 0;
   bool told_ = false;
 };
