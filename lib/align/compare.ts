@@ -6,7 +6,7 @@ import type { Dump, DumpRecord } from "./dump.js";
 import { type PicturePair, picturePairs } from "./picture_pairs.js";
 import { memoryTensor, TensorFile, type TensorSource } from "./tensor_source.js";
 import { GROWTH, type Tolerance, toleranceOf } from "./thresholds.js";
-import { verdictSentence } from "./verdict.js";
+import { short, verdictSentence } from "./verdict.js";
 
 /**
  * `equal`: the same bits. `agrees`: within tolerance. `follows`: beyond it, but its inputs were already as far off. `origin`: beyond it,
@@ -93,14 +93,14 @@ const sameNumbers = (a: DumpRecord, b: DumpRecord): boolean =>
   (a.nan ?? 0) === (b.nan ?? 0) && (a.inf ?? 0) === (b.inf ?? 0);
 
 /** The error that two sets of statistics tell of: the projections', or a visible shift of an extreme or of the mean. */
-export function estimatedError(a: DumpRecord, b: DumpRecord): number {
+export function estimatedError(a: DumpRecord, b: DumpRecord, floor = 0): number {
   if (!sameNumbers(a, b)) return Number.POSITIVE_INFINITY;
-  const norm = b.l2 ?? 0;
+  const norm = Math.max(b.l2 ?? 0, floor);
   const apart = (a.sketch ?? []).map((value, k) => value - (b.sketch?.[k] ?? Number.NaN));
   const squares = apart.reduce((sum, value) => sum + value * value, 0) / Math.max(1, apart.length);
   const rms = norm / Math.sqrt(Math.max(1, b.count));
   const shifts = [
-    relativeError(Math.abs((a.l2 ?? 0) - norm), norm),
+    relativeError(Math.abs((a.l2 ?? 0) - (b.l2 ?? 0)), norm),
     // One element alone tells little of the whole: its share of the norm counts.
     relativeError(Math.abs((a.mean ?? 0) - (b.mean ?? 0)), rms),
   ];
@@ -114,7 +114,14 @@ interface Measured {
   distance?: TensorDistance;
 }
 
-async function measure(a: DumpRecord, b: DumpRecord, left: Tensors, right: Tensors): Promise<Measured> {
+/** `floor`: the result is held against no smaller norm than this. */
+async function measure(
+  a: DumpRecord,
+  b: DumpRecord,
+  left: Tensors,
+  right: Tensors,
+  floor: number,
+): Promise<Measured> {
   if (a.shape.join() !== b.shape.join()) {
     return { error: Number.POSITIVE_INFINITY, estimated: false, known: true };
   }
@@ -122,14 +129,16 @@ async function measure(a: DumpRecord, b: DumpRecord, left: Tensors, right: Tenso
   const [x, y] = [await left.of(a), await right.of(b)];
   if (x && y) {
     const distance = await compareTensors(x, y);
-    return { error: distance.relative, estimated: false, known: true, distance };
+    const error =
+      distance.odd > 0
+        ? Number.POSITIVE_INFINITY
+        : relativeError(distance.euclidean, Math.max(distance.norm, floor));
+    return { error, estimated: false, known: true, distance };
   }
   if (a.l2 === undefined || b.l2 === undefined)
     return { error: Number.POSITIVE_INFINITY, estimated: true, known: false };
-  return { error: estimatedError(a, b), estimated: true, known: true };
+  return { error: estimatedError(a, b, floor), estimated: true, known: true };
 }
-
-const short = (value: number): string => (value === 0 ? "0" : value.toExponential(1));
 
 function reason(finding: Omit<Finding, "why">): string {
   const { record, other, status, error, tolerance, inherited, estimated } = finding;
@@ -147,24 +156,41 @@ function reason(finding: Omit<Finding, "why">): string {
   if (status === "agrees") return told;
   return status === "follows"
     ? `${told}; what went in was off by ${short(inherited)} already`
-    : `${told}; what went in agrees to ${short(inherited)}`;
+    : `${told}; what went in ${inherited === 0 ? "is the same" : `agrees to ${short(inherited)}`}`;
 }
+
+const SUMS = new Set(["add", "sub", "gated_residual", "reduce"]);
 
 /** What went into a record: its op's inputs where they are known, otherwise all that came before. */
 class Lineage {
-  readonly #inputs = new Map<string, number>();
+  readonly #inputs = new Map<string, { error: number; norm: number }>();
+  readonly #made = new Map<string, number>();
   #before = 0;
 
   of(record: DumpRecord): number {
-    const known = record.role === "output" ? this.#inputs.get(`${record.stage}|${record.name}`) : undefined;
-    return known ?? this.#before;
+    return this.#inputsOf(record)?.error ?? this.#before;
   }
 
-  add(record: DumpRecord, error: number): void {
+  #inputsOf({ role, stage, name }: DumpRecord) {
+    return role === "output" ? this.#inputs.get(`${stage}|${name}`) : undefined;
+  }
+
+  /** Sums may cancel: what is left of them is held against what went in. */
+  floorOf(record: DumpRecord): number {
+    return SUMS.has(record.op) ? (this.#inputsOf(record)?.norm ?? 0) : 0;
+  }
+
+  /** The error of an input that an earlier op gave: it stays the same, whatever its norm. */
+  made(record: DumpRecord, other: DumpRecord): number | undefined {
+    return record.role === "input" ? this.#made.get(`${record.crc} ${other.crc}`) : undefined;
+  }
+
+  add(record: DumpRecord, other: DumpRecord, error: number): void {
     if (record.role === "input") {
       const key = `${record.stage}|${record.name}`;
-      this.#inputs.set(key, Math.max(this.#inputs.get(key) ?? 0, error));
-    }
+      const { error: most = 0, norm = 0 } = this.#inputs.get(key) ?? {};
+      this.#inputs.set(key, { error: Math.max(most, error), norm: Math.max(norm, other.l2 ?? 0) });
+    } else if (record.role === "output") this.#made.set(`${record.crc} ${other.crc}`, error);
     this.#before = Math.max(this.#before, error);
   }
 }
@@ -205,10 +231,14 @@ export async function compareDumps(a: Dump, b: Dump, options: CompareOptions = {
       continue;
     }
     others.delete(key);
-    const measured = await measure(record, other, left, right);
+    const made = lineage.made(record, other);
+    const measured: Measured =
+      made === undefined
+        ? await measure(record, other, left, right, lineage.floorOf(record))
+        : { error: made, estimated: true, known: true };
     const tolerance = toleranceOf(record, [record.dtype, other.dtype, a.header.weights, b.header.weights]);
     const inherited = lineage.of(record);
-    lineage.add(record, measured.error);
+    lineage.add(record, other, measured.error);
     const { error, estimated, distance } = measured;
     const status = statusOf(measured, inherited, tolerance);
     const found = { record, other, order, status, error, estimated, inherited, tolerance };
@@ -235,8 +265,6 @@ function judged(
       `${onlyA.length} tensors are in A only and ${onlyB.length} in B only, such as ${(onlyA[0] ?? onlyB[0])!.split("|").slice(0, 2).join(" ")}`,
     );
   }
-  for (const { file, warnings: seen } of pictures)
-    warnings.push(...seen.map((warning) => `${file}: ${warning}`));
   const base = {
     a,
     b,

@@ -9,6 +9,7 @@ import type { Finding, Status } from "./compare.js";
 import type { HeaderDifference } from "./compare_headers.js";
 import { ALIGN_SCRIPT, ALIGN_STYLE } from "./page_style.js";
 import { differenceMap, type PicturePair } from "./picture_pairs.js";
+import { short } from "./verdict.js";
 
 export interface Page {
   title: string;
@@ -35,14 +36,7 @@ ${sections.filter((section) => section !== "").join("\n")}
 `;
 }
 
-const scientific = (value: number): string =>
-  value === 0
-    ? "0"
-    : value === Number.POSITIVE_INFINITY
-      ? "\u221e"
-      : Number.isNaN(value)
-        ? "-"
-        : value.toExponential(1);
+const scientific = (value: number): string => (Number.isNaN(value) ? "-" : short(value));
 
 export function differencesSection(differences: readonly HeaderDifference[]): string {
   if (differences.length === 0) return "";

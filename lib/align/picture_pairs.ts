@@ -1,10 +1,10 @@
 /** Pictures of two sides beside each other. */
 import { join } from "node:path";
 import { createPicture, type Picture } from "../image/picture.js";
+import { type PictureCheck, pictureCheck } from "../image/picture_check.js";
 import { psnr, ssim } from "../image/quality.js";
 import { readPicture } from "../image/read.js";
 import { type Dump, PICTURES } from "./dump.js";
-import { type PictureCheck, pictureCheck } from "./picture_check.js";
 
 export interface PicturePair {
   file: string;

@@ -1,7 +1,12 @@
 /** A comparison in one sentence. */
 import { type Comparison, type Finding, hasDrifted } from "./compare.js";
 
-const short = (value: number): string => (value === 0 ? "0" : value.toExponential(1));
+/** 2e-5, 1.3, 4.6e-1: two digits. */
+export function short(value: number): string {
+  if (value === Number.POSITIVE_INFINITY) return "\u221e";
+  if (value === 0 || (value >= 0.1 && value < 1000)) return String(Number(value.toPrecision(2)));
+  return value.toExponential(1).replace(".0e", "e").replace("e+", "e");
+}
 
 /** `flux.transformer_blocks.0.attn.to_q` with what it is. */
 export const placeOf = ({ record }: Finding): string => {

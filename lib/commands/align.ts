@@ -147,6 +147,9 @@ async function compare(
     ({ name, a, b, kind }) =>
       `  ${kind === "setup" ? "!" : " "} ${name}: ${a.slice(0, 80)} | ${b.slice(0, 80)}`,
   );
+  const looks = comparison.pictures.flatMap(({ file, warnings: seen }) =>
+    seen.map((what) => `${file}: ${what}`),
+  );
   const deeper =
     first && first.record.op !== "parameter" && comparison.a.header.level !== "op"
       ? [`record both sides with --level op to see the op`]
@@ -154,7 +157,8 @@ async function compare(
   const lines = [
     sentence,
     ...(setup.length > 0 ? ["set up differently (! computes something else):", ...setup] : []),
-    ...warnings.slice(0, 8),
+    ...warnings,
+    ...looks.slice(0, 8),
     ...deeper,
     ...(report.report === undefined ? [] : [`report: ${report.report}`]),
   ];

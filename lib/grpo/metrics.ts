@@ -1,6 +1,7 @@
 /** Numbers of a run, one JSON object per line. */
 import { type FileHandle, open } from "node:fs/promises";
 import { DanceError } from "../errors.js";
+import type { PictureReport } from "./picture_watch.js";
 
 export interface Spread {
   mean: number;
@@ -56,6 +57,8 @@ export interface IterationMetrics {
   /** Floating-point operations of the transformer per second of rollout and update. */
   modelFlops: number;
   memory: { peak: number; held: number };
+  /** With `output.pictureCheck`. */
+  pictures?: PictureReport;
 }
 
 export interface EvaluationMetrics {

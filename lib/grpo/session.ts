@@ -20,6 +20,7 @@ import { EmbeddingStore } from "./embeddings.js";
 import { evaluate } from "./evaluation.js";
 import { learningRateAt } from "./learning_rate.js";
 import { type IterationMetrics, MetricsFile, noSeconds, type StageSeconds, spread } from "./metrics.js";
+import { type PictureReport, PictureWatch } from "./picture_watch.js";
 import { Policy } from "./policy.js";
 import { loadPrompts, PromptOrder, type PromptPosition } from "./prompts.js";
 import type { StageRecorder } from "./recorder.js";
@@ -58,6 +59,7 @@ export class Session {
   readonly #state: TrainerState;
   #saved: number;
   #textTokens = 0;
+  #pictureWatch: PictureWatch | undefined;
   /** Of the iteration under way. */
   #recorder: StageRecorder | undefined;
 
@@ -83,6 +85,7 @@ export class Session {
     this.#metrics = made.metrics;
     this.#state = made.state;
     this.#saved = made.state.iteration;
+    if (parts.config.output.pictureCheck) this.#pictureWatch = new PictureWatch(parts.pipeline.vaeFactor * 2);
   }
 
   /** Everything that can be refused is refused here, before the first picture. */
@@ -207,6 +210,7 @@ export class Session {
         learned,
         seconds,
         textTokens: this.#textTokens,
+        pictures: this.#lookAtPictures(),
         total: (performance.now() - started) / 1000,
       });
       await this.#metrics.write(metrics);
@@ -295,6 +299,7 @@ export class Session {
         this.#state.iteration,
         this.#options.signal,
       );
+      if (this.#pictureWatch) this.#pictureWatch.add(await request.pictures());
       if (keep) {
         const pictures = await request.pictures();
         for (const [i, { group, index }] of samples.entries()) {
@@ -307,6 +312,12 @@ export class Session {
     seconds.score += (performance.now() - started) / 1000;
     this.#warn(scores);
     return scores;
+  }
+
+  #lookAtPictures(): PictureReport | undefined {
+    const report = this.#pictureWatch?.report();
+    for (const warning of report?.warnings ?? []) this.#options.onWarning?.(`pictures: ${warning}`);
+    return report;
   }
 
   #warn(scores: RewardScores[]): void {

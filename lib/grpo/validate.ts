@@ -117,6 +117,7 @@ const CHECKS: Readonly<Record<string, Check>> = {
   "output.checkpointEvery": count(0),
   "output.keep": count(1),
   "output.picturesEvery": count(0),
+  "output.pictureCheck": flag,
   "compat.bf16Timesteps": flag,
   "compat.integerTimesteps": flag,
   "compat.sameOrderEveryEpoch": flag,

@@ -4,7 +4,7 @@
  * Small flat pictures are full of flat areas and hard edges by nature, so most measures tell something only beside a reference: the same
  * prompt and noise from a side that is right, or earlier pictures of the same run.
  */
-import type { Picture } from "../image/picture.js";
+import type { Picture } from "./picture.js";
 
 export interface PictureMeasures {
   /** Mean step across seams between patches over that elsewhere; about 1 where there are no seams. */
@@ -208,8 +208,12 @@ export function pictureCheck(
   options: { patch?: number; reference?: Picture | PictureMeasures } = {},
 ): PictureCheck {
   const { patch = 16, reference } = options;
-  const seen = measurePicture(picture, patch);
   const known = reference && ("data" in reference ? measurePicture(reference, patch) : reference);
+  return checkMeasures(measurePicture(picture, patch), known);
+}
+
+/** The same for measures that are known already, such as means over many pictures. */
+export function checkMeasures(seen: PictureMeasures, known?: PictureMeasures): PictureCheck {
   const distance = known ? colourDistance(seen.histogram, known.histogram) : 0;
   return { ...seen, colourDistance: distance, warnings: complaints(seen, distance, known) };
 }
