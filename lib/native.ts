@@ -96,6 +96,8 @@ export interface NativeModel extends Disposable {
   save(path: string, options: SaveOptions): NativeJob<void>;
   /** Adds parameters `<module>.lora_A.weight` [rank, in] and `.lora_B.weight` [out, rank]; frozen until setTrainable() names them. */
   addLora(options: LoraNative): NativeJob<void>;
+  /** Records every trainable parameter, or its gradient; see {@link NativeDevice.observe}. */
+  observe(what: "value" | "gradient"): NativeJob<void>;
   dispose(): void;
 }
 
@@ -316,6 +318,55 @@ export interface NativeOptimizer extends Disposable {
   dispose(): void;
 }
 
+/** What a device records; see `native/align/recorder.h`. */
+export interface ObserveOptions {
+  /** `stage`: only what observeTensor() names; `block`: inputs, outputs and gradients of blocks; `op`: of every op as well. */
+  level: "stage" | "block" | "op";
+  summary: "checksum" | "statistics" | "full";
+  /** Where `full` puts the tensors (safetensors files). */
+  folder: string;
+  /** A file is written when it has so many bytes; default 64 MiB. */
+  shardBytes?: number;
+}
+
+/** Numbers of one tensor, gathered piece by piece. */
+export interface NativeMeasure {
+  /** Elements in row-major order, whole and aligned. */
+  add(data: Uint8Array, dtype: DTypeName): void;
+  result(): {
+    count: number;
+    nan: number;
+    inf: number;
+    min: number;
+    max: number;
+    mean: number;
+    l2: number;
+    crc: number;
+    sketch: number[];
+  };
+}
+
+/** Numbers of two tensors that should be alike, gathered piece by piece; `native/align/measure.h` tells what each means. */
+export interface NativePairMeasure {
+  add(a: Uint8Array, aDtype: DTypeName, b: Uint8Array, bDtype: DTypeName): void;
+  result(): {
+    count: number;
+    finite: number;
+    equal: number;
+    odd: number;
+    withinOne: number;
+    withinFive: number;
+    dot: number;
+    squaresA: number;
+    squaresB: number;
+    squaredDistance: number;
+    maxAbsolute: number;
+    maxRelative: number;
+    worst: number;
+    ulps: number[];
+  };
+}
+
 /** Ranks whose devices compute together; see `native/backend/communicator.h`. Collectives run beside the device's other work. */
 export interface NativeCommunicator extends Disposable {
   readonly rank: number;
@@ -388,6 +439,24 @@ export interface NativeDevice extends Disposable {
   createVae(config: VaeConfigNative, weights: DTypeName): NativeVae;
   createOptimizer(model: NativeModel, options: OptimizerOptions): NativeOptimizer;
   createCommunicator(options: CommunicatorOptions): NativeCommunicatorSetup;
+  /** Records from now on what jobs compute, without changing a bit of it; null: no more. */
+  observe(options: ObserveOptions | null): NativeJob<void>;
+  /** Looks into models again, or (null) no more for now; observeTensor() works either way. */
+  observeLevel(level: ObserveOptions["level"] | null): NativeJob<void>;
+  /** What comes next is recorded as part of this stage; what models compute (default: the same) as part of `inside`. */
+  observeStage(name: string, inside?: string): NativeJob<void>;
+  /** Records one tensor. With `firstRow` each of its rows by itself, as `name.5` and so on, so that batches of any size compare. */
+  observeTensor(
+    name: string,
+    role: "input" | "output",
+    tensor: NativeTensor,
+    firstRow?: number,
+  ): NativeJob<void>;
+  /**
+   * The lines recorded since the last call, as JSON, and what recording took so far; `flush` writes what waits in memory. `ERR_FILE`,
+   * once, when the disk was full.
+   */
+  observed(flush?: boolean): NativeJob<{ lines: string[]; seconds: number }>;
   /** Stops the running job and those that wait (`ERR_ABORTED`) and ends the device's thread; handles of this device are then dead. */
   dispose(): void;
 }
@@ -427,6 +496,10 @@ export interface NativeBinding {
   inspectFile(path: string): { tensors: TensorInfo[]; metadata: Record<string, string> };
   /** Reads one tensor of a file as f32. */
   readTensor(path: string, name: string): { shape: number[]; values: Float32Array };
+  Measure: new () => NativeMeasure;
+  PairMeasure: new () => NativePairMeasure;
+  /** CRC-32 of more bytes after those that gave `crc`; begins with 0. */
+  crc32(crc: number, data: Uint8Array): number;
   /** Handles alive now, over all devices, and how many the garbage collector had to clean up: what tests look for leaks with. */
   liveHandles(): {
     tensors: number;

@@ -78,6 +78,15 @@ function* flatten(options: object, prefix = ""): Generator<[string, unknown]> {
   }
 }
 
+let defaultDeterminism: Determinism | undefined;
+
+/** Changes the determinism of devices that are opened without one; answers what it was. */
+export function setDefaultDeterminism(determinism: Determinism | undefined): Determinism | undefined {
+  const before = defaultDeterminism;
+  defaultDeterminism = determinism;
+  return before;
+}
+
 function withEnvironment(kind: string, options: DeviceOptions): DeviceOptions {
   if (kind !== "cpu") return options;
   const { DANCEFLUX_THREADS: threads, DANCEFLUX_ISA: isa } = process.env;
@@ -90,6 +99,7 @@ export function checkDeviceOptions(device: string, options: DeviceOptions): Devi
   const complete = withEnvironment(kind, options);
   const known = KNOWN[kind];
   if (!known) return complete; // a plugin of its own: it checks its options itself
+  if (defaultDeterminism && kind !== "cpu") complete.determinism ??= defaultDeterminism;
   for (const [name, value] of flatten(complete)) {
     const check = known[name];
     if (!check) {

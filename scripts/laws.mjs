@@ -32,7 +32,8 @@ const rooms = {
   nn: ["ops", "autograd", "io", "core"],
   models: ["nn", "ops", "autograd", "core"],
   train: ["models", "nn", "ops", "autograd", "io", "core"],
-  addon: ["train", "models", "nn", "ops", "autograd", "io", "backend", "core"],
+  align: ["autograd", "io", "backend", "core"],
+  addon: ["align", "train", "models", "nn", "ops", "autograd", "io", "backend", "core"],
 };
 // file pattern, header pattern, reason
 const exceptions = [

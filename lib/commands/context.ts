@@ -12,6 +12,8 @@ type Work<A extends unknown[]> = (...args: [...A, Output]) => Promise<void>;
 export class CommandContext {
   /** Exit status of the command that ran. */
   status = 0;
+  /** It ended with an error. */
+  failed = false;
   readonly #streams: Streams;
 
   constructor(streams: Streams) {
@@ -31,6 +33,7 @@ export class CommandContext {
       try {
         await work(...given, output);
       } catch (error) {
+        this.failed = true;
         this.status = statusOf(error);
         output.error(error);
       }

@@ -3,6 +3,7 @@ import { Command, CommanderError } from "commander";
 import { DanceError } from "../errors.js";
 import { nearest } from "../nearest.js";
 import { version } from "../version.js";
+import { addAlign } from "./align.js";
 import { addBuild } from "./build.js";
 import { CommandContext } from "./context.js";
 import { addDoctor } from "./doctor.js";
@@ -13,7 +14,7 @@ import { addSample } from "./sample.js";
 import { addScore } from "./score.js";
 import { addTrain } from "./train.js";
 
-const COMMANDS = [addDoctor, addTrain, addSample, addScore, addReport, addPlan, addBuild];
+const COMMANDS = [addDoctor, addTrain, addSample, addScore, addAlign, addReport, addPlan, addBuild];
 
 const MORE = `
 Exit status: 0 done, 1 failed, 2 wrong usage. Every command has --help with an example, and --json for machines.
@@ -32,8 +33,12 @@ function usageError(error: CommanderError, command: Command): DanceError {
   const known = unknown.startsWith("-")
     ? command.options.map((option) => option.long ?? option.short!).concat("--help")
     : command.commands.map((entry) => entry.name());
+  if (known.length === 0) return new DanceError("ERR_USAGE", message);
   return new DanceError("ERR_USAGE", message, { hint: `the nearest is ${nearest(unknown, known)}` });
 }
+
+/** A command and those below it. */
+const withInner = (command: Command): Command[] => [command, ...command.commands.flatMap(withInner)];
 
 /** Runs one command line. @returns the exit status; nothing is thrown. */
 export async function main(argv: readonly string[], streams: Streams = process): Promise<number> {
@@ -45,7 +50,7 @@ export async function main(argv: readonly string[], streams: Streams = process):
     .addHelpText("after", MORE);
   for (const add of COMMANDS) add(program, context);
   let at: Command = program;
-  for (const command of [program, ...program.commands]) {
+  for (const command of withInner(program)) {
     command.exitOverride((error) => {
       at = command;
       throw error;

@@ -7,6 +7,7 @@ import type { WeightDType } from "../models/types.js";
 import type { GradientSharding, StepKind } from "../native.js";
 import type { DeviceOptions } from "../options.js";
 import type { RewardConfig } from "../rewards/types.js";
+import { trainingSeed } from "../seed.js";
 
 export type { RewardConfig };
 
@@ -123,6 +124,11 @@ export interface OutputConfig {
   keep: number;
   /** Save pictures of every so many iterations; 0: none. */
   picturesEvery: number;
+  /**
+   * Look at the pictures of every iteration for what loss and reward hide (seams between patches, a grid, dead or saturated areas, shifted
+   * colours) beside those of the first; what is seen stands in the metrics and is warned of. Default false.
+   */
+  pictureCheck?: boolean;
 }
 
 /**
@@ -201,7 +207,9 @@ export const defaults: Omit<TrainConfig, "model" | "prompts" | "rewards"> = {
   promptsPerIteration: 1,
   groupSize: 12,
   iterations: 300,
-  seed: 42,
+  get seed(): number {
+    return trainingSeed();
+  },
   sampling: {
     width: 720,
     height: 720,

@@ -1,6 +1,7 @@
 /** Numbers of a run, one JSON object per line. */
 import { type FileHandle, open } from "node:fs/promises";
 import { DanceError } from "../errors.js";
+import type { PictureReport } from "./picture_watch.js";
 
 export interface Spread {
   mean: number;
@@ -55,6 +56,8 @@ export interface IterationMetrics {
   imagesPerSecond: number;
   /** Floating-point operations of the transformer per second of rollout and update. */
   modelFlops: number;
+  /** With `output.pictureCheck`: of the first rank's pictures. */
+  pictures?: PictureReport;
   /** Bytes of the device; the most of any rank. `gradients` and `optimizer` are what training keeps beside the weights. */
   memory: { peak: number; held: number; gradients?: number; optimizer?: number };
   /** Absent for one rank. */

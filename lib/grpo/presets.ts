@@ -10,7 +10,6 @@ import type { PartialConfig } from "./config.js";
 const DANCEGRPO: PartialConfig = {
   groupSize: 12,
   iterations: 300,
-  seed: 42,
   rewards: [{ type: "hps-v2.1", path: "HPS_v2.1_compressed.pt" }],
   output: { checkpointEvery: 40 },
 };

@@ -4,6 +4,7 @@ import type { SamplePlan } from "../sample/sampler.js";
 import type { Advantages } from "./advantage.js";
 import { forwardFlops } from "./cost.js";
 import { type IterationMetrics, type StageSeconds, spread } from "./metrics.js";
+import type { PictureReport } from "./picture_watch.js";
 import type { TrainerParts } from "./trainer.js";
 import type { UpdateReport } from "./update.js";
 
@@ -17,6 +18,7 @@ export interface IterationFacts {
   learned: UpdateReport;
   seconds: StageSeconds;
   textTokens: number;
+  pictures?: PictureReport | undefined;
   total: number;
   ranks: number;
   /** The most of any rank. */
@@ -61,5 +63,6 @@ export function iterationMetrics({ pipeline }: TrainerParts, facts: IterationFac
     modelFlops: flops / (seconds.rollout + seconds.update),
     memory: { peak, held, gradients: learned.memory.gradients, optimizer: learned.memory.state },
     ...(facts.ranks > 1 ? { distributed: { ranks: facts.ranks, ...learned.communication } } : {}),
+    ...(facts.pictures ? { pictures: facts.pictures } : {}),
   };
 }

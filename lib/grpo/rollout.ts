@@ -2,16 +2,18 @@
  * One iteration's pictures: for every prompt a group of samples, their trajectories, their decoded pictures.
  */
 import type { Pipeline, PromptEmbedding } from "../models/types.js";
-import type { NativeTensor, NoiseKey } from "../native.js";
+import type { NativeTensor, NoiseKey, SampleStepResult } from "../native.js";
 import {
   batches,
   NOISE,
   promptKey,
   type SamplePlan,
   type SampleRow,
+  type SampleWatcher,
   sampleBatch,
   type Trajectory,
 } from "../sample/sampler.js";
+import type { StageRecorder } from "./recorder.js";
 
 /** A prompt of this iteration that this rank makes pictures for. */
 export interface IterationPrompt {
@@ -40,12 +42,14 @@ export interface RolloutOptions {
   sameNoise: boolean;
   noiseSharedAcrossPrompts: boolean;
   signal?: AbortSignal;
+  recorder?: StageRecorder | undefined;
   /** Told after every batch: pictures done, pictures in all. */
   onBatch?: (done: number, all: number) => void;
 }
 
-function noiseKeys(
-  options: RolloutOptions,
+/** The noise of one picture of a prompt. */
+export function noiseKeys(
+  options: Pick<RolloutOptions, "seed" | "iteration" | "sameNoise" | "noiseSharedAcrossPrompts">,
   prompt: string,
   index: number,
 ): Pick<SampleRow, "initial" | "stepNoise"> {
@@ -87,6 +91,33 @@ export class Rollout implements Disposable {
   }
 }
 
+/** Told a batch's steps and its decoding. */
+export interface RolloutWatcher extends SampleWatcher {
+  decoding(): Promise<void>;
+  decoded(latents: NativeTensor, images: NativeTensor): Promise<void>;
+}
+
+/** Tells a recorder, step by step, of the batch that begins with sample number `first`. */
+export function watcher(recorder: StageRecorder, first: number, size: number): RolloutWatcher {
+  const batch = Math.floor(first / size);
+  return {
+    async before(step: number, latents: NativeTensor) {
+      await recorder.stage(`rollout/s${step}`, batch);
+      await recorder.tensor("latents", "input", latents, first);
+    },
+    async after(_step: number, { latents, logProbs }: SampleStepResult) {
+      await recorder.tensor("next", "output", latents, first);
+      for (const [i, value] of logProbs.entries()) recorder.numbers(`logProb.${first + i}`, [value]);
+    },
+    decoding: () => recorder.stage("decode", batch),
+    async decoded(latents: NativeTensor, images: NativeTensor) {
+      await recorder.tensor("latents", "input", latents, first);
+      await recorder.tensor("images", "output", images, first);
+      await recorder.pictures(images, first);
+    },
+  };
+}
+
 /** What the stages of a rollout took. */
 export interface RolloutSeconds {
   rollout: number;
@@ -115,9 +146,15 @@ export async function rollout(
         ...noiseKeys(options, sample.prompt, sample.index),
       }));
       const started = performance.now();
-      const trajectory = await sampleBatch(pipeline, plan, rows, { keep: true, signal: options.signal });
+      const watch = options.recorder && watcher(options.recorder, samples.length, options.batch);
+      const trajectory = await sampleBatch(pipeline, plan, rows, {
+        keep: true,
+        signal: options.signal,
+        ...(watch ? { watch } : {}),
+      });
       owned.add(trajectory);
       const sampled = performance.now();
+      await watch?.decoding();
       const images = await pipeline.decode(
         trajectory.final,
         plan.grid.rows,
@@ -125,6 +162,7 @@ export async function rollout(
         options.signal,
       );
       owned.add(images);
+      await watch?.decoded(trajectory.final, images);
       seconds.rollout += (sampled - started) / 1000;
       seconds.decode += (performance.now() - sampled) / 1000;
       for (const [row, sample] of batch.entries()) samples.push({ ...sample, trajectory, row, images });

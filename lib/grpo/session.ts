@@ -21,8 +21,10 @@ import { evaluate, evaluationPrompts, writePictureList } from "./evaluation.js";
 import { learningRateAt } from "./learning_rate.js";
 import { type IterationMetrics, MetricsFile, noSeconds, type StageSeconds, spread } from "./metrics.js";
 import { openRun } from "./open_run.js";
+import { type PictureReport, PictureWatch } from "./picture_watch.js";
 import { Policy } from "./policy.js";
 import { loadPrompts, PromptOrder, type PromptPosition } from "./prompts.js";
+import type { StageRecorder } from "./recorder.js";
 import { iterationMetrics } from "./report_iteration.js";
 import { type IterationPrompt, type Rollout, rollout } from "./rollout.js";
 import { evaluationFolder, picturesFolder } from "./run_folder.js";
@@ -80,6 +82,9 @@ export class Session {
   #textTokens = 0;
   /** Some rank was asked to stop, and all know it. */
   #stopping = false;
+  #pictureWatch: PictureWatch | undefined;
+  /** Of the iteration under way. */
+  #recorder: StageRecorder | undefined;
 
   private constructor(parts: TrainerParts, options: RunOptions, team: Team, made: Made) {
     this.#parts = parts;
@@ -97,6 +102,7 @@ export class Session {
     this.#state = made.state;
     this.#lock = made.lock;
     this.#saved = made.state.iteration;
+    if (parts.config.output.pictureCheck) this.#pictureWatch = new PictureWatch(parts.pipeline.vaeFactor * 2);
   }
 
   /** Everything that can be refused is refused here, before the first picture. */
@@ -192,9 +198,16 @@ export class Session {
       prompts: this.#evaluationPrompts,
       seat: this.#team,
     });
+    const heldOut = wanted.length;
     for (let i = 0; i < left; i++) {
       const numbers = ahead.take(config.promptsPerIteration);
       wanted.push(...groups.map((group) => this.#prompts[numbers[group]!]!));
+    }
+    const recorder = await this.#options.recorder?.begin();
+    if (recorder && left > 0) {
+      await recorder.stage("encode"); // one prompt tells all that a comparison needs
+      await this.#embeddings.prepare(wanted.slice(heldOut, heldOut + 1));
+      await recorder.end();
     }
     await this.#embeddings.prepare(wanted, this.#signal, (done, all) => {
       this.#progress("encode", done, all);
@@ -231,6 +244,7 @@ export class Session {
     const plan = this.#plan();
     const numbers = this.#order.take(config.promptsPerIteration);
     const uploaded = new Map<number, IterationPrompt>();
+    this.#recorder = await this.#options.recorder?.iteration(this.#state.iteration);
     let sampled: Rollout | undefined;
     pipeline.device.handle.resetPeakMemory();
     try {
@@ -247,7 +261,9 @@ export class Session {
       const scores = fillMissing(all, groups);
       const judged = mixedAdvantages(scores, groups, config.learning);
       const values = this.#share.pictures.map(({ place }) => judged.values[place]!);
+      await this.#recordScores(all, judged.values);
       const own = await this.#learn(plan, sampled!, values, seconds);
+      await this.#recorder?.end();
       const saving = performance.now();
       await this.#writer.flush();
       seconds.save += (performance.now() - saving) / 1000;
@@ -270,6 +286,7 @@ export class Session {
         rewardFailures: missingScores(all),
         judged,
         textTokens: this.#textTokens,
+        pictures: this.#lookAtPictures(),
         total,
         ranks: this.#team.size,
       });
@@ -291,6 +308,18 @@ export class Session {
       uploaded.set(group, { prompt, embedding: await this.#embeddings.upload(prompt, this.#signal) });
     }
     this.#textTokens = [...uploaded.values()][0]!.embedding.text.shape[1]!;
+    await this.#recorder?.stage("prompts");
+    for (const [group, { embedding }] of uploaded) {
+      await this.#recorder?.tensor("text", "input", embedding.text, group);
+      await this.#recorder?.tensor("pooled", "input", embedding.pooled, group);
+    }
+  }
+
+  async #recordScores(given: RewardScores[], advantages: number[]): Promise<void> {
+    await this.#recorder?.stage("reward");
+    for (const { name, scores } of given) this.#recorder?.numbers(name, scores);
+    await this.#recorder?.stage("advantage");
+    this.#recorder?.numbers("advantages", advantages);
   }
 
   async #rollout(
@@ -309,6 +338,7 @@ export class Session {
       sameNoise: config.sampling.sameNoise,
       noiseSharedAcrossPrompts: config.compat.noiseSharedAcrossPrompts,
       signal: this.#signal,
+      recorder: this.#recorder,
       onBatch: (done) => {
         this.#progress("rollout", done, pictures.length);
         this.#giveUpIfStopped();
@@ -331,7 +361,8 @@ export class Session {
       config.output.picturesEvery > 0 && (this.#state.iteration + 1) % config.output.picturesEvery === 0;
     const folder = picturesFolder(config.output.folder, this.#state.iteration + 1);
     let scores: RewardScores[] = [];
-    for (const { images, samples } of sampled.imageBatches()) {
+    for (const [batch, { images, samples }] of [...sampled.imageBatches()].entries()) {
+      await this.#recorder?.stage("reward", batch);
       const prompts = samples.map((sample) => sample.prompt);
       const request = scoreRequest(
         pipeline.device.handle,
@@ -340,6 +371,7 @@ export class Session {
         this.#state.iteration,
         this.#signal,
       );
+      if (this.#pictureWatch) this.#pictureWatch.add(await request.pictures());
       if (keep) {
         const pictures = await request.pictures();
         for (const [i, { group, index }] of samples.entries()) {
@@ -352,6 +384,12 @@ export class Session {
     seconds.score += (performance.now() - started) / 1000;
     this.#warn(scores);
     return scores;
+  }
+
+  #lookAtPictures(): PictureReport | undefined {
+    const report = this.#pictureWatch?.report();
+    for (const warning of report?.warnings ?? []) this.#options.onWarning?.(`pictures: ${warning}`);
+    return report;
   }
 
   #warn(scores: RewardScores[]): void {
@@ -379,6 +417,7 @@ export class Session {
       learningRate: (done) => learningRateAt(config, done),
       updatesDone: this.#state.updates,
       signal: this.#signal,
+      recorder: this.#recorder,
       onMicrobatch: (done, all) => this.#progress("update", done, all),
     });
     seconds.update += (performance.now() - started) / 1000;

@@ -8,6 +8,7 @@ import type { PartialConfig, TrainConfig } from "./config.js";
 import { checkDeal } from "./deal.js";
 import type { EvaluationResult } from "./evaluation.js";
 import type { EvaluationMetrics, IterationMetrics, StageSeconds } from "./metrics.js";
+import type { RunRecorder } from "./recorder.js";
 import { Session } from "./session.js";
 import { Team } from "./team.js";
 import { completeConfig } from "./validate.js";
@@ -41,6 +42,8 @@ export interface RunOptions {
   /** Told of a reward that is not required and failed, of a checkpoint that cannot be read and is passed over, and why. */
   onWarning?: (message: string) => void;
   onEvaluation?: (metrics: EvaluationMetrics, result: EvaluationResult) => void;
+  /** Records what is computed, for comparison with another run. */
+  recorder?: RunRecorder;
 }
 
 /** What a session works with. */

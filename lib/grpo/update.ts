@@ -26,6 +26,7 @@ import {
   timestepOf,
 } from "../sample/sampler.js";
 import type { LearningConfig } from "./config.js";
+import type { StageRecorder } from "./recorder.js";
 import type { Sample } from "./rollout.js";
 
 /** One transition to learn from. */
@@ -52,6 +53,7 @@ export interface UpdateOptions {
   /** Updates done before this iteration. */
   updatesDone: number;
   signal?: AbortSignal;
+  recorder?: StageRecorder | undefined;
   onMicrobatch?: (done: number, all: number) => void;
 }
 
@@ -188,13 +190,23 @@ export async function update(
   for (const part of batches(order, options.perUpdate)) {
     const pictures = part.map(({ sample, advantage }) => transitionsOf(sample, advantage, options));
     const lossDivisor = pictures.flat().length * options.ranks;
-    for (const pass of passesOf(pictures, options)) {
+    const done = report.losses.length;
+    for (const [i, pass] of passesOf(pictures, options).entries()) {
+      await options.recorder?.stage(`update/u${report.updates}`, i);
       const result = await learn(pipeline, pass, lossDivisor, options);
       note(report, pass.transitions, result, learning.clipRange);
       options.onMicrobatch?.(report.transitions, all);
     }
+    await options.recorder?.stage(`update/u${report.updates}/gradients`);
+    options.recorder?.numbers("ratios", report.ratios.slice(done));
+    options.recorder?.numbers("losses", report.losses.slice(done));
+    await options.recorder?.parameters(pipeline.transformer, "gradient");
     const rate = options.learningRate(options.updatesDone + report.updates);
-    noteStep(report, rate, await runJob(optimizer.step(rate, learning.clipNorm), options.signal));
+    const step = await runJob(optimizer.step(rate, learning.clipNorm), options.signal);
+    await options.recorder?.stage(`update/u${report.updates}/weights`);
+    options.recorder?.numbers("gradientNorm", [step.gradientNorm]);
+    await options.recorder?.parameters(pipeline.transformer, "value");
+    noteStep(report, rate, step);
   }
   return report;
 }

@@ -3,6 +3,7 @@ import { toPictures } from "../image/from_device.js";
 import type { Picture } from "../image/index.js";
 import type { Pipeline, PromptEmbedding } from "../models/types.js";
 import type { StepKind } from "../native.js";
+import { samplingSeed } from "../seed.js";
 import { batches, evaluationKey, sampleBatch, samplePlan } from "./sampler.js";
 
 export interface GenerateOptions {
@@ -22,7 +23,7 @@ export interface GenerateOptions {
   kind?: StepKind;
   /** Amount of noise per step, for the other kinds; default 0.3. */
   eta?: number;
-  /** Default 0. The same seed gives the same pictures on every device, in any batch. */
+  /** Default 0, or what `seedAll` said. The same seed gives the same pictures on every device, in any batch. */
   seed?: number;
   /** Pictures in one forward pass; default 1. */
   batch?: number;
@@ -69,7 +70,7 @@ export async function* generate(
   } = options;
   const { scheduler } = pipeline;
   const shift = options.shift ?? (scheduler.useDynamicShifting ? "dynamic" : scheduler.shift);
-  const { eta = 0.3, seed = 0, batch = 1, integerTimesteps = false } = options;
+  const { eta = 0.3, seed = samplingSeed(), batch = 1, integerTimesteps = false } = options;
   const plan = samplePlan(pipeline, { width, height, steps, shift, kind, eta, guidance, integerTimesteps });
   const key = BigInt(seed);
   const wanted = prompts.flatMap((prompt) =>

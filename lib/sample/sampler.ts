@@ -6,7 +6,7 @@
 import { createHash } from "node:crypto";
 import { DanceError } from "../errors.js";
 import type { Pipeline, PromptEmbedding } from "../models/types.js";
-import { type NativeTensor, type NoiseKey, runJob, type StepKind } from "../native.js";
+import { type NativeTensor, type NoiseKey, runJob, type SampleStepResult, type StepKind } from "../native.js";
 import { networkGuidance, networkTimestep, sigmaSchedule } from "./schedule.js";
 
 /** Keeps draws for different purposes apart. */
@@ -139,6 +139,14 @@ class BatchTrajectory implements Trajectory {
   }
 }
 
+/** Told every step of a batch while it is sampled. */
+export interface SampleWatcher {
+  /** Also computes the estimate of the end of each step. */
+  readonly denoised?: boolean;
+  before(step: number, latents: NativeTensor): Promise<void>;
+  after(step: number, result: SampleStepResult): Promise<void>;
+}
+
 /** Distinct embeddings of the rows, and which one each row has. */
 export function sharedEmbeddings(rows: { embedding: PromptEmbedding }[]): {
   prompts: number[];
@@ -162,9 +170,9 @@ export async function sampleBatch(
   pipeline: Pipeline,
   plan: SamplePlan,
   rows: SampleRow[],
-  options: { keep: boolean; signal?: AbortSignal },
+  options: { keep: boolean; signal?: AbortSignal; watch?: SampleWatcher },
 ): Promise<Trajectory> {
-  const { signal } = options;
+  const { signal, watch } = options;
   const shape = [plan.grid.rows * plan.grid.columns, pipeline.config.inChannels];
   const guidance = guidanceOf(pipeline, plan, rows.length);
   const shared = sharedEmbeddings(rows);
@@ -181,6 +189,7 @@ export async function sampleBatch(
   try {
     for (let step = 0; step < plan.kinds.length; step++) {
       const kind = plan.kinds[step]!;
+      await watch?.before(step, latents);
       const result = await runJob(
         pipeline.transformer.sampleStep({
           ...shared,
@@ -194,10 +203,13 @@ export async function sampleBatch(
           sigmas: Array(rows.length).fill(plan.sigmas[step]!),
           nextSigmas: Array(rows.length).fill(plan.sigmas[step + 1]!),
           ...(kind === "ode" ? {} : { noise: rows.map((row) => row.stepNoise(step)) }),
-          denoised: false,
+          denoised: watch?.denoised ?? false,
         }),
         signal,
       );
+      if (result.denoised) alive.add(result.denoised);
+      await watch?.after(step, result);
+      if (result.denoised) release(alive, result.denoised);
       alive.add(result.latents);
       const kept = options.keep && kind !== "ode";
       if (kept) steps.push({ step, latents, next: result.latents, logProbs: result.logProbs });

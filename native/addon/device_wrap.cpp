@@ -28,21 +28,32 @@ std::pair<std::string, int> split_name(const std::string& name) {
 
 void DeviceWrap::define(Napi::Env env) {
   using W = DeviceWrap;
-  Environment::of(env).keep(
-      "Device",
-      DefineClass(
-          env, "NativeDevice",
-          {InstanceAccessor<&W::name>("name"), InstanceAccessor<&W::description>("description"),
-           InstanceMethod<&W::memory>("memory"), InstanceMethod<&W::reset_peak_memory>("resetPeakMemory"),
-           InstanceMethod<&W::trim>("trim"), InstanceMethod<&W::declined>("declined"),
-           InstanceMethod<&W::set_strict_shortcuts>("setStrictShortcuts"),
-           InstanceMethod<&W::upload>("upload"), InstanceMethod<&W::noise>("noise"),
-           InstanceMethod<&W::to_rgb8>("toRgb8"), InstanceMethod<&W::create_flux>("createFlux"),
-           InstanceMethod<&W::create_t5>("createT5"), InstanceMethod<&W::create_clip_text>("createClipText"),
-           InstanceMethod<&W::create_clip>("createClip"), InstanceMethod<&W::create_vae>("createVae"),
-           InstanceMethod<&W::create_optimizer>("createOptimizer"),
-           InstanceMethod<&W::create_communicator>("createCommunicator"),
-           InstanceMethod<&W::dispose>("dispose"), InstanceMethod<&W::dispose>(dispose_symbol(env))}));
+  Environment::of(env).keep("Device",
+                            DefineClass(env, "NativeDevice",
+                                        {InstanceAccessor<&W::name>("name"),
+                                         InstanceAccessor<&W::description>("description"),
+                                         InstanceMethod<&W::memory>("memory"),
+                                         InstanceMethod<&W::reset_peak_memory>("resetPeakMemory"),
+                                         InstanceMethod<&W::trim>("trim"),
+                                         InstanceMethod<&W::declined>("declined"),
+                                         InstanceMethod<&W::set_strict_shortcuts>("setStrictShortcuts"),
+                                         InstanceMethod<&W::upload>("upload"),
+                                         InstanceMethod<&W::noise>("noise"),
+                                         InstanceMethod<&W::to_rgb8>("toRgb8"),
+                                         InstanceMethod<&W::create_flux>("createFlux"),
+                                         InstanceMethod<&W::create_t5>("createT5"),
+                                         InstanceMethod<&W::create_clip_text>("createClipText"),
+                                         InstanceMethod<&W::create_clip>("createClip"),
+                                         InstanceMethod<&W::create_vae>("createVae"),
+                                         InstanceMethod<&W::create_optimizer>("createOptimizer"),
+                                         InstanceMethod<&W::create_communicator>("createCommunicator"),
+                                         InstanceMethod<&W::observe>("observe"),
+                                         InstanceMethod<&W::observe_level>("observeLevel"),
+                                         InstanceMethod<&W::observe_stage>("observeStage"),
+                                         InstanceMethod<&W::observe_tensor>("observeTensor"),
+                                         InstanceMethod<&W::observed_lines>("observed"),
+                                         InstanceMethod<&W::dispose>("dispose"),
+                                         InstanceMethod<&W::dispose>(dispose_symbol(env))}));
 }
 
 Napi::Value DeviceWrap::open(const Napi::CallbackInfo& info) {

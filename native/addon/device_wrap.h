@@ -35,6 +35,12 @@ class DeviceWrap : public Napi::ObjectWrap<DeviceWrap> {
   Napi::Value create_vae(const Napi::CallbackInfo& info);
   Napi::Value create_optimizer(const Napi::CallbackInfo& info);
   Napi::Value create_communicator(const Napi::CallbackInfo& info);
+  // What is recorded for comparison with another device (observe_wrap.cpp).
+  Napi::Value observe(const Napi::CallbackInfo& info);
+  Napi::Value observe_level(const Napi::CallbackInfo& info);
+  Napi::Value observe_stage(const Napi::CallbackInfo& info);
+  Napi::Value observe_tensor(const Napi::CallbackInfo& info);
+  Napi::Value observed_lines(const Napi::CallbackInfo& info);
   void dispose(const Napi::CallbackInfo& info);
   const std::shared_ptr<OpenDevice>& alive() const;
 

@@ -147,6 +147,7 @@ void define_host_functions(Napi::Env env, Napi::Object exports) {
   exports.Set("inspectFile", Napi::Function::New<&inspect_file>(env));
   exports.Set("readTensor", Napi::Function::New<&read_tensor>(env));
   exports.Set("probeBackends", Napi::Function::New<&probe>(env));
+  define_measures(env, exports);
   exports.Set("liveHandles", Napi::Function::New<&live_handles>(env));
   exports.Set("shutdown", Napi::Function::New<&shutdown>(env));
 }

@@ -32,6 +32,7 @@ Napi::Value model_read(const Napi::CallbackInfo& info, const ModelHandle& model)
 Napi::Value model_write(const Napi::CallbackInfo& info, const ModelHandle& model);
 Napi::Value model_save(const Napi::CallbackInfo& info, const ModelHandle& model);
 Napi::Value model_add_lora(const Napi::CallbackInfo& info, const ModelHandle& model);
+Napi::Value model_observe(const Napi::CallbackInfo& info, const ModelHandle& model);
 
 /// A new model of `config` on `device`, its numbers not yet there; info[1] is the storage dtype of its
 /// matrices.
@@ -71,6 +72,7 @@ class ModelWrap : public Napi::ObjectWrap<Derived> {
     add("write", &ModelWrap::template common<model_write>);
     add("save", &ModelWrap::template common<model_save>);
     add("addLora", &ModelWrap::template common<model_add_lora>);
+    add("observe", &ModelWrap::template common<model_observe>);
     add("dispose", &ModelWrap::dispose);
     const Method dispose = &ModelWrap::dispose;
     methods.push_back(Derived::InstanceMethod(dispose_symbol(env), dispose));

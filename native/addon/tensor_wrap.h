@@ -9,6 +9,10 @@
 #include "addon/job.h"
 #include "backend/backend.h"
 
+namespace danceflux::align {
+class Recorder;
+}
+
 namespace danceflux::addon {
 
 /// An opened device: its thread and its backend. Shared by every handle made on it.
@@ -17,6 +21,7 @@ struct OpenDevice {
   std::shared_ptr<DeviceThread> thread;
   /// What else must stop when the device is disposed, on the JavaScript thread that does it.
   std::vector<std::function<void()>> at_end;
+  std::shared_ptr<align::Recorder> recorder;  // touched on the device's thread only
 };
 
 /// How many handles are alive, process-wide, and how many the garbage collector had to clean up.

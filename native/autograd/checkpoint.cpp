@@ -1,3 +1,4 @@
+#include "autograd/observer.h"
 #include "autograd/tape_parts.h"
 
 namespace danceflux {
@@ -15,7 +16,10 @@ std::vector<Tensor> checkpoint(Block block, std::vector<Tensor> inputs) {
   // A block may hand an input straight through, or one tensor twice; as outputs of this node each needs an
   // identity of its own.
   for (Tensor& output : outputs) output = output.detach();
-  auto gradient = [block = std::move(block), inputs](Gradients& gradients) {
+  const Observer* observer = Observer::current();
+  auto gradient = [block = std::move(block), inputs,
+                   model = observer ? observer->model() : std::string()](Gradients& gradients) {
+    const BlockScope same_names = BlockScope::again(model);
     Tape::replay(block, inputs, gradients);
   };
   // A block may reach leaves that are not among its inputs (its parameters), so the node is kept whatever the

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "autograd/observer.h"
 #include "autograd/tape_parts.h"
 #include "backend/backend.h"
 #include "core/error.h"
@@ -247,6 +248,13 @@ void Tape::note_view(const Tensor& view, const Tensor& x) {
   if (const auto part = parts_.find(x.id()); part != parts_.end()) parts_.emplace(view.id(), part->second);
 }
 
+void Tape::show_gradients(Observer& observer, const Node& node, const Slots& slots) {
+  for (const OutputTrace& output : node.outputs) {
+    if (const auto slot = slots.find(output.id); slot != slots.end())
+      observer.gradient(output.id, slot->second.sum);
+  }
+}
+
 void Tape::walk(Slots& slots, Countdown* countdown) {
   const NoRecording quiet;
   if (countdown) countdown->unread();
@@ -261,6 +269,10 @@ void Tape::walk(Slots& slots, Countdown* countdown) {
     }
     Gradients::State state{*this, node, slots, *leaves_};
     Gradients gradients(state);
+    Observer* observer = Observer::current();
+    if (observer) [[unlikely]]
+      show_gradients(*observer, node, slots);
+    const BackwardScope backward(observer);
     node.gradient(gradients);
     if (countdown) countdown->done(node);
     for (const OutputTrace& output : node.outputs) {
@@ -315,7 +327,10 @@ void Tape::replay(const Block& block, std::span<const Tensor> inputs, Gradients&
       outer.slots.erase(slot);
     }
   }
-  const std::vector<Tensor> outputs = block(fresh);
+  const std::vector<Tensor> outputs = [&] {
+    const ReplayScope again;
+    return block(fresh);
+  }();
   for (std::size_t i = 0; i < outputs.size(); ++i) {
     if (!gradients.has_output(static_cast<int>(i))) continue;
     const Tensor seed = gradients.output(static_cast<int>(i));

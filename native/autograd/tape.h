@@ -13,6 +13,8 @@
 
 namespace danceflux {
 
+class Observer;
+
 /// What a gradient function sees: the gradients of its outputs, and a place for the gradients of its inputs.
 class Gradients {
  public:
@@ -119,6 +121,7 @@ class Tape {
   bool tracked_id(std::uint64_t id) const;
   bool is_leaf(std::uint64_t id) const;  // one that accumulates in place
   void walk(Slots& slots, Countdown* countdown = nullptr);
+  static void show_gradients(Observer& observer, const Node& node, const Slots& slots);
 
   Tape* outer_;
   const Tape* replayed_ = nullptr;  // the tape whose node is being run again on this one

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "autograd/observer.h"
 #include "core/error.h"
 
 namespace danceflux::models {
@@ -56,8 +57,12 @@ ResnetBlock::ResnetBlock(Module& parent, std::string name, int in, int out, int 
       conv_shortcut_(in == out ? nullptr : pointwise(*this, "conv_shortcut", in, out)) {}
 
 Tensor ResnetBlock::operator()(const Tensor& x) const {
+  const BlockScope scope([this] { return full_name(); });
+  scope.input(0, x);
   const Tensor h = conv2_(norm2_.silu(conv1_(norm1_.silu(x))));
-  return ops::add(conv_shortcut_ ? (*conv_shortcut_)(x) : x, h);
+  const Tensor result = ops::add(conv_shortcut_ ? (*conv_shortcut_)(x) : x, h);
+  scope.output(0, result);
+  return result;
 }
 
 PixelAttention::PixelAttention(Module& parent, std::string name, int channels, int groups)
@@ -67,11 +72,15 @@ PixelAttention::PixelAttention(Module& parent, std::string name, int channels, i
       to_out_(*this, "to_out.0", channels, channels) {}
 
 Tensor PixelAttention::operator()(const Tensor& x) const {
+  const BlockScope scope([this] { return full_name(); });
+  scope.input(0, x);
   const std::int64_t batch = x.dim(0), channels = x.dim(1);
   const Tensor pixels = ops::transpose(ops::reshape(group_norm_(x), {batch, channels, -1}), 1, 2);
   const auto qkv = qkv_.parts(pixels);
   const Tensor y = to_out_(attend(qkv[0], qkv[1], qkv[2]));
-  return ops::add(x, ops::reshape(ops::transpose(y, 1, 2), x.shape()));
+  const Tensor result = ops::add(x, ops::reshape(ops::transpose(y, 1, 2), x.shape()));
+  scope.output(0, result);
+  return result;
 }
 
 MidBlock::MidBlock(Module& parent, std::string name, int channels, const AutoencoderConfig& config)
@@ -169,16 +178,24 @@ Tensor AutoencoderKL::encode(const Tensor& images) const {
   require(encoder_ != nullptr, "ERR_SHAPE",
           "autoencoder encode: expected a model with an encoder, got a decoder only");
   check_images("autoencoder encode", images, config_.in_channels, factor());
+  const BlockScope whole("vae");
+  whole.input(0, images);
   const Tensor moments = (*encoder_)(activation(images));
-  return as_f32(quant_conv_ ? (*quant_conv_)(moments) : moments);
+  const Tensor result = as_f32(quant_conv_ ? (*quant_conv_)(moments) : moments);
+  whole.output(0, result);
+  return result;
 }
 
 Tensor AutoencoderKL::decode(const Tensor& latents) const {
   require(decoder_ != nullptr, "ERR_SHAPE",
           "autoencoder decode: expected a model with a decoder, got an encoder only");
   check_images("autoencoder decode", latents, config_.latent_channels, 1);
+  const BlockScope whole("vae");
+  whole.input(0, latents);
   const Tensor z = activation(latents);
-  return as_f32((*decoder_)(post_quant_conv_ ? (*post_quant_conv_)(z) : z));
+  const Tensor result = as_f32((*decoder_)(post_quant_conv_ ? (*post_quant_conv_)(z) : z));
+  whole.output(0, result);
+  return result;
 }
 
 }  // namespace danceflux::models

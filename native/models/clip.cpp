@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "autograd/observer.h"
 #include "core/error.h"
 
 namespace danceflux::models {
@@ -55,8 +56,12 @@ Tensor ClipBlock::attention(const Tensor& x, bool causal) const {
 }
 
 Tensor ClipBlock::operator()(const Tensor& x, bool causal) const {
+  const BlockScope scope([this] { return full_name(); });
+  scope.input(0, x);
   const Tensor y = ops::add(x, attention(layer_norm1_(x), causal));
-  return ops::add(y, fc2_(fc1_.activated(config_.hidden_act, layer_norm2_(y))));
+  const Tensor result = ops::add(y, fc2_(fc1_.activated(config_.hidden_act, layer_norm2_(y))));
+  scope.output(0, result);
+  return result;
 }
 
 // ---- text -----------------------------------------------------------------------------------------------
@@ -95,10 +100,13 @@ Tensor ClipText::at_end_of_text(const Tensor& hidden, const nn::TokenIds& ids) c
 ClipText::Output ClipText::forward(const nn::TokenIds& ids) const {
   require(ids.batch > 0 && ids.length > 0 && ids.length <= config_.max_position_embeddings, "ERR_SHAPE",
           "clip text: expected 1 to ", config_.max_position_embeddings, " tokens, got ", ids.length);
+  const BlockScope whole("clip");
   Tensor x = ops::add(token_embedding_(ids), position_embedding_.first(ids.length));
   for (const ClipBlock& layer : layers_) x = layer(x, true);
   const Tensor hidden = final_layer_norm_(x);
   const Tensor pooled = at_end_of_text(hidden, ids);
+  whole.output(0, hidden);
+  whole.output(1, pooled);
   return {as_f32(hidden), as_f32(pooled), text_projection_ ? as_f32((*text_projection_)(pooled)) : Tensor()};
 }
 
@@ -140,10 +148,13 @@ ClipVision::Output ClipVision::forward(const Tensor& images) const {
                      config_.image_size};
   require(images.defined() && images.shape() == wanted, "ERR_SHAPE", "clip vision: expected images of shape ",
           wanted, ", got ", images.shape());
+  const BlockScope whole("clip");
+  whole.input(0, images);
   Tensor x = pre_layrnorm_(embed(images));
   for (const ClipBlock& layer : layers_) x = layer(x, false);
   const Tensor class_token = ops::reshape(ops::narrow(x, 1, 0, 1), {images.dim(0), config_.hidden_size});
   const Tensor pooled = post_layernorm_(class_token);
+  whole.output(0, pooled);
   return {as_f32(x), as_f32(pooled), visual_projection_ ? as_f32((*visual_projection_)(pooled)) : Tensor()};
 }
 

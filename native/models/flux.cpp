@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "autograd/observer.h"
 #include "core/error.h"
 #include "models/flux_tables.h"
 
@@ -116,6 +117,9 @@ DoubleBlock::DoubleBlock(Module& parent, std::string name, const FluxConfig& con
 
 DoubleBlock::Tokens DoubleBlock::operator()(const Tokens& tokens, const Tokens& modulation,
                                             const Rotation& rotation) const {
+  const BlockScope scope([this] { return full_name(); });
+  scope.input(0, tokens.image);
+  scope.input(1, tokens.text);
   const std::int64_t words = tokens.text.dim(1), patches = tokens.image.dim(1);
   const auto image_mods = modulations(modulation.image, 2), text_mods = modulations(modulation.text, 2);
   const auto t = text.heads(tokens.text, text_mods[0], rotation.tokens(0, words));
@@ -123,7 +127,10 @@ DoubleBlock::Tokens DoubleBlock::operator()(const Tokens& tokens, const Tokens& 
   const Tensor attended = attend(join(t.q, i.q), join(t.k, i.k), join(t.v, i.v));
   const Tensor x = image.add_attention(tokens.image, image_mods[0], ops::narrow(attended, 1, words, patches));
   const Tensor c = text.add_attention(tokens.text, text_mods[0], ops::narrow(attended, 1, 0, words));
-  return {image.add_mlp(x, image_mods[1]), saturated(text.add_mlp(c, text_mods[1]))};
+  const Tokens result{image.add_mlp(x, image_mods[1]), saturated(text.add_mlp(c, text_mods[1]))};
+  scope.output(0, result.image);
+  scope.output(1, result.text);
+  return result;
 }
 
 // ---- single block ---------------------------------------------------------------------------------------
@@ -143,13 +150,17 @@ SingleBlock::SingleBlock(Module& parent, std::string name, const FluxConfig& con
       proj_out_(*this, "proj_out", 5 * config.width(), config.width()) {}
 
 Tensor SingleBlock::operator()(const Tensor& x, const Tensor& modulation, const Rotation& rotation) const {
+  const BlockScope scope([this] { return full_name(); });
+  scope.input(0, x);
   const Modulation m = modulations(modulation, 1)[0];
   const auto parts = qkv_mlp_.parts(modulated(x, m));
   const Tensor q = norm_q_.rotated(by_head(parts[0], head_count_), rotation.cos, rotation.sin);
   const Tensor k = norm_k_.rotated(by_head(parts[1], head_count_), rotation.cos, rotation.sin);
   const Tensor both[] = {attend(q, k, by_head(parts[2], head_count_)),
                          ops::unary(UnaryOp::gelu_tanh, parts[3])};
-  return saturated(ops::gated_residual(x, m.gate, proj_out_(ops::concat(both, 2))));
+  const Tensor result = saturated(ops::gated_residual(x, m.gate, proj_out_(ops::concat(both, 2))));
+  scope.output(0, result);
+  return result;
 }
 
 // ---- the whole ------------------------------------------------------------------------------------------
@@ -230,6 +241,10 @@ Rotation FluxTransformer::rotation(int text, int rows, int cols) {
 
 Tensor FluxTransformer::forward(const FluxInputs& in, int recompute_blocks) {
   check(in);
+  const BlockScope whole("flux");
+  whole.input(0, in.latents);
+  whole.input(1, in.text);
+  whole.input(2, in.pooled);
   const std::int64_t batch = in.latents.dim(0), words = in.text.dim(1), patches = in.latents.dim(1);
   const Rotation turn = rotation(static_cast<int>(words), in.grid_rows, in.grid_cols);
   const Tensor temb = ops::silu(time_text_embedding(in));
@@ -265,7 +280,9 @@ Tensor FluxTransformer::forward(const FluxInputs& in, int recompute_blocks) {
   const auto last =
       chunks(norm_out_(temb), 2);  // scale, then shift: the one place where they come in this order
   const Tensor velocity = proj_out_(modulated(ops::narrow(x, 1, words, patches), {last[1], last[0], {}}));
-  return velocity.dtype() == DType::f32 ? velocity : ops::cast(velocity, DType::f32);
+  const Tensor result = velocity.dtype() == DType::f32 ? velocity : ops::cast(velocity, DType::f32);
+  whole.output(0, result);
+  return result;
 }
 
 }  // namespace danceflux::models

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdlib>
 
+#include "autograd/observer.h"
 #include "core/error.h"
 
 namespace danceflux::models {
@@ -46,9 +47,13 @@ Tensor T5Block::attention(const Tensor& x, const Tensor& position_bias) const {
 }
 
 Tensor T5Block::operator()(const Tensor& x, const Tensor& position_bias) const {
+  const BlockScope scope([this] { return full_name(); });
+  scope.input(0, x);
   const Tensor y = ops::add(x, attention(attention_norm_(x), position_bias));
   const auto wi = wi_.parts(ff_norm_(y));
-  return ops::add(y, wo_(ops::mul(ops::unary(UnaryOp::gelu_tanh, wi[0]), wi[1])));
+  const Tensor result = ops::add(y, wo_(ops::mul(ops::unary(UnaryOp::gelu_tanh, wi[0]), wi[1])));
+  scope.output(0, result);
+  return result;
 }
 
 // ---- the encoder ----------------------------------------------------------------------------------------
@@ -82,11 +87,14 @@ Tensor T5Encoder::position_bias(std::int64_t length) const {
 Tensor T5Encoder::forward(const nn::TokenIds& ids) const {
   require(ids.batch > 0 && ids.length > 0, "ERR_SHAPE", "t5: expected at least one token, got ", ids.batch,
           " x ", ids.length);
+  const BlockScope whole("t5");
   const Tensor bias = position_bias(ids.length);
   Tensor x = shared_(ids);
   for (const T5Block& block : blocks_) x = block(x, bias);
   x = final_layer_norm_(x);
-  return x.dtype() == DType::f32 ? x : ops::cast(x, DType::f32);
+  const Tensor result = x.dtype() == DType::f32 ? x : ops::cast(x, DType::f32);
+  whole.output(0, result);
+  return result;
 }
 
 }  // namespace danceflux::models

@@ -2,6 +2,7 @@
 
 #include <numeric>
 
+#include "autograd/observer.h"
 #include "core/error.h"
 
 namespace danceflux::nn {
@@ -9,6 +10,11 @@ namespace {
 
 Tensor value_or_none(const std::shared_ptr<Parameter>& parameter) {
   return parameter ? parameter->value : Tensor();
+}
+
+/// Those who look know the next op by its layer's name.
+auto named(const Module& layer, const char* suffix = "") {
+  return OpName([&layer, suffix] { return layer.full_name() + suffix; });
 }
 
 }  // namespace
@@ -33,17 +39,32 @@ Linear::Linear(Module& parent, std::vector<Part> parts, std::int64_t in, bool bi
 }
 
 Tensor Linear::operator()(const Tensor& x) const {
-  if (!has_adapters()) return ops::linear(x, weight_->value, value_or_none(bias_));
+  if (!has_adapters()) {
+    const auto name = named(*this);
+    return ops::linear(x, weight_->value, value_or_none(bias_));
+  }
   const std::vector<Tensor> outputs = parts(x);
   return outputs.size() == 1 ? outputs[0] : ops::concat(outputs, x.rank() - 1);
 }
 
 Tensor Linear::activated(UnaryOp f, const Tensor& x) const {
   if (has_adapters()) return ops::unary(f, (*this)(x));
+  const auto name = named(*this, ".activated");
   return ops::linear_activation(f, x, weight_->value, value_or_none(bias_));
 }
 
 std::vector<Tensor> Linear::parts(const Tensor& x) const {
+  std::vector<Tensor> outputs = parts_inside(x);
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    const OpName name([&] { return join_names(full_name(), parts_[i].name); });
+    observed("linear", outputs[i], x);
+  }
+  return outputs;
+}
+
+// The parts are what is seen: they are the checkpoint's layers.
+std::vector<Tensor> Linear::parts_inside(const Tensor& x) const {
+  const Unwatched inside;
   const Tensor y = ops::linear(x, weight_->value, value_or_none(bias_));
   std::vector<Tensor> outputs{y};
   if (parts_.size() > 1) {
@@ -119,6 +140,7 @@ LayerNorm::LayerNorm(Module& parent, std::string name, std::int64_t width, float
 }
 
 Tensor LayerNorm::operator()(const Tensor& x) const {
+  const auto name = named(*this);
   return ops::layer_norm(x, weight_->value, bias_->value, eps_);
 }
 
@@ -127,9 +149,13 @@ RmsNorm::RmsNorm(Module& parent, std::string name, std::int64_t width, float eps
   weight_ = parameter("weight", {width}, ParameterKind::f32);
 }
 
-Tensor RmsNorm::operator()(const Tensor& x) const { return ops::rms_norm(x, weight_->value, eps_); }
+Tensor RmsNorm::operator()(const Tensor& x) const {
+  const auto name = named(*this);
+  return ops::rms_norm(x, weight_->value, eps_);
+}
 
 Tensor RmsNorm::rotated(const Tensor& x, const Tensor& cos, const Tensor& sin) const {
+  const auto name = named(*this, ".rotated");
   return ops::qk_norm_rope(x, weight_->value, cos, sin, eps_);
 }
 
@@ -142,10 +168,12 @@ GroupNorm::GroupNorm(Module& parent, std::string name, std::int64_t channels, in
 }
 
 Tensor GroupNorm::operator()(const Tensor& x) const {
+  const auto name = named(*this);
   return ops::group_norm(x, groups_, weight_->value, bias_->value, eps_);
 }
 
 Tensor GroupNorm::silu(const Tensor& x) const {
+  const auto name = named(*this, ".silu");
   return ops::group_norm_silu(x, groups_, weight_->value, bias_->value, eps_);
 }
 
@@ -157,6 +185,7 @@ Conv2d::Conv2d(Module& parent, std::string name, std::int64_t in, std::int64_t o
 }
 
 Tensor Conv2d::operator()(const Tensor& x) const {
+  const auto name = named(*this);
   return ops::conv2d(x, weight_->value, value_or_none(bias_), args_);
 }
 
@@ -168,12 +197,14 @@ Embedding::Embedding(Module& parent, std::string name, std::int64_t rows, std::i
 Tensor Embedding::operator()(const TokenIds& ids) const {
   require(static_cast<std::int64_t>(ids.values.size()) == ids.batch * ids.length, "ERR_SHAPE",
           "embedding: expected ", ids.batch, " x ", ids.length, " ids, got ", ids.values.size());
+  const auto name = named(*this);
   return ops::embedding(weight_->value, upload({ids.batch, ids.length}, ids.values), ids.values);
 }
 
 Tensor Embedding::first(std::int64_t count) const {
   std::vector<std::int32_t> ids(static_cast<std::size_t>(count));
   std::iota(ids.begin(), ids.end(), 0);
+  const auto name = named(*this);
   return ops::embedding(weight_->value, upload({count}, ids), ids);
 }
 

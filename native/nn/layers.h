@@ -47,6 +47,7 @@ class Linear : public Module {
     std::size_t part;
     std::shared_ptr<Parameter> b;  // [rows, rank]
   };
+  std::vector<Tensor> parts_inside(const Tensor& x) const;
   void add_adapter_effects(std::vector<Tensor>& outputs, const Tensor& x) const;
 
   std::vector<Part> parts_;

@@ -22,7 +22,11 @@ Tensor NamedParameter::gradient() const {
 
 // ---- the tree -------------------------------------------------------------------------------------------
 
-Module::Module(Module& parent, std::string name) { parent.children_.push_back({std::move(name), this}); }
+Module::Module(Module& parent, std::string name) : parent_(&parent), name_(std::move(name)) {
+  parent.children_.push_back({name_, this});
+}
+
+std::string Module::full_name() const { return parent_ ? join_names(parent_->full_name(), name_) : name_; }
 
 std::shared_ptr<Parameter> Module::parameter(std::string name, const Shape& shape, ParameterKind kind) {
   Shape tail;

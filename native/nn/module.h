@@ -125,6 +125,8 @@ class Module {
 
   /// Calls `visit` for this module (named `prefix`) and everything below it, in order.
   void walk(const std::string& prefix, const std::function<void(const std::string& name, Module&)>& visit);
+  /// What walk("") calls this module: "transformer_blocks.0.attn.to_out.0"; empty for the root.
+  std::string full_name() const;
 
  protected:
   struct PartShape {
@@ -137,7 +139,10 @@ class Module {
   std::shared_ptr<Parameter> parameter(const std::vector<PartShape>& parts, const Shape& tail,
                                        ParameterKind kind);
   /// Makes a member that was made as a root a part of this module; its parameters keep their names.
-  void adopt(Module& part) { children_.push_back({{}, &part}); }
+  void adopt(Module& part) {
+    part.parent_ = this;
+    children_.push_back({{}, &part});
+  }
   /// Takes a registered tensor out again.
   void forget(const std::shared_ptr<Parameter>& parameter);
   bool is_materialized() const { return device_ != nullptr; }
@@ -165,6 +170,8 @@ class Module {
   std::vector<Stored> stored_;
   std::vector<Child> children_;
   std::weak_ptr<GradientKeeper> keeper_;
+  Module* parent_ = nullptr;
+  std::string name_;
   Backend* device_ = nullptr;
   DType storage_ = DType::f32;
 };

@@ -77,9 +77,12 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor
   check_attention(q, k, v, bias);
   const Tensor out = like(q), lse = device.empty({q.dim(0), q.dim(2), q.dim(1)});
   if (!device.taken("attention", device.attention(out, lse, q, k, v, bias, args))) {
-    return composed::attention(
-        q, k, v, bias, args);  // the backward kernel needs lse: it has no permission without the forward one
+    // The backward kernel needs lse: it has no permission without the forward one.
+    const Tensor whole = in_parts([&] { return composed::attention(q, k, v, bias, args); });
+    observed("attention", whole, q, k, v, bias);
+    return whole;
   }
+  observed("attention", out, q, k, v, bias);
   if (!tracked(q, k, v, bias)) return out;
   const AttentionSaved saved{out, lse, q, k, v, bias, args};
   return recorded("attention", out, {q, k, v, bias},

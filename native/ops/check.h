@@ -1,5 +1,6 @@
 // What every op does first: refuse, in one line, what the device must not see.
 #pragma once
+#include "autograd/observer.h"
 #include "autograd/tape.h"
 #include "backend/backend.h"
 #include "core/cancel.h"

@@ -101,6 +101,7 @@ Tensor unary(UnaryOp op, const Tensor& x, float a, float b) {
   enter(name, x);
   check_activation(name, x);
   const Tensor out = apply(op, x, a, b);
+  observed(name, out, x);
   if (!tracked(x)) return out;
   if (op == UnaryOp::affine) {
     return recorded(name, out, {x}, [a](Gradients& gradients) {
@@ -124,6 +125,7 @@ Tensor binary(BinaryOp op, const Tensor& a, const Tensor& b, float b_scale) {
   const Tensor left = same ? a : a.expand(shape), right = same ? b : b.expand(shape);
   const Tensor out = device.empty(shape, a.dtype());
   device.binary(op, out, left, right, b_scale);
+  observed(row.name, out, a, b);
   if (!tracked(a, b)) return out;
   BinarySaved saved{{}, {}, a.shape(), b.shape(), op == BinaryOp::sub ? -1 : b_scale};
   const bool product = op == BinaryOp::mul;  // whose gradient for one factor needs the other only

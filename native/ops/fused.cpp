@@ -21,8 +21,11 @@ Tensor linear_activation(UnaryOp op, const Tensor& x, const Tensor& weight, cons
   const bool record = tracked(x, weight, bias);
   const Tensor rows = as_rows(x), out_rows = as_rows(out), pre = record ? like(out_rows) : Tensor();
   if (!device.taken("linear_activation", device.linear_activation(op, out_rows, pre, rows, weight, bias))) {
-    return composed::linear_activation(op, x, weight, bias);
+    const Tensor whole = in_parts([&] { return composed::linear_activation(op, x, weight, bias); });
+    observed("linear_activation", whole, x);
+    return whole;
   }
+  observed("linear_activation", out, x);
   if (!record) return out;
   auto gradient = [op, pre, rows = tracked(weight) ? rows : Tensor(), weight,
                    shape = x.shape()](Gradients& gradients) {
@@ -65,8 +68,12 @@ Tensor modulated_norm(const Tensor& x, const Tensor& scale, const Tensor& shift,
   const Shape rows{x.dim(0) * x.dim(1)};
   const Tensor out = like(x), mean = device.empty(rows), rstd = device.empty(rows);
   if (!device.taken("modulated_norm", device.modulated_norm(out, mean, rstd, x, scale, shift, eps))) {
-    return composed::modulated_norm(x, scale, shift, eps);  // no statistics, so no backward kernel either
+    // No statistics, so no backward kernel either.
+    const Tensor whole = in_parts([&] { return composed::modulated_norm(x, scale, shift, eps); });
+    observed("modulated_norm", whole, x, scale, shift);
+    return whole;
   }
+  observed("modulated_norm", out, x, scale, shift);
   if (!tracked(x, scale, shift)) return out;
   auto gradient = [x, scale, shift, mean, rstd, eps](Gradients& gradients) {
     Backend& device = backend_of(x);
@@ -102,8 +109,9 @@ Tensor gated_residual(const Tensor& x, const Tensor& gate, const Tensor& y) {
   Tensor out = like(x);
   if (!device.taken("gated_residual", device.gated_residual(out, x, gate, y))) {
     const NoRecording quiet;  // the backward kernel needs nothing of the forward one
-    out = composed::gated_residual(x, gate, y);
+    out = in_parts([&] { return composed::gated_residual(x, gate, y); });
   }
+  observed("gated_residual", out, x, gate, y);
   if (!tracked(x, gate, y)) return out;
   auto gradient = [x_shape = x.shape(), gate, y](Gradients& gradients) {
     const Tensor dout = gradients.output();
@@ -137,8 +145,12 @@ Tensor qk_norm_rope(const Tensor& x, const Tensor& weight, const Tensor& cos, co
   check_vector("qk_norm_rope", "weight", x, weight, x.dim(3));
   const Tensor out = like(x), rstd = device.empty({x.dim(0) * x.dim(1) * x.dim(2)});
   if (!device.taken("qk_norm_rope", device.qk_norm_rope(out, rstd, x, weight, cos, sin, eps))) {
-    return composed::qk_norm_rope(x, weight, cos, sin, eps);  // no statistics, so no backward kernel either
+    // No statistics, so no backward kernel either.
+    const Tensor whole = in_parts([&] { return composed::qk_norm_rope(x, weight, cos, sin, eps); });
+    observed("qk_norm_rope", whole, x);
+    return whole;
   }
+  observed("qk_norm_rope", out, x);
   if (!tracked(x, weight)) return out;
   auto gradient = [x, rstd, weight, cos, sin, eps](Gradients& gradients) {
     Backend& device = backend_of(x);
@@ -171,8 +183,11 @@ Tensor group_norm_silu(const Tensor& x, int groups, const Tensor& weight, const 
   const Tensor mean = device.empty({x.dim(0) * groups}), rstd = device.empty({x.dim(0) * groups});
   const NormArgs args{.kind = NormKind::group, .eps = eps, .groups = groups};
   if (!device.taken("group_norm_silu", device.group_norm_silu(out, mean, rstd, image, weight, bias, args))) {
-    return composed::group_norm_silu(x, groups, weight, bias, eps);
+    const Tensor whole = in_parts([&] { return composed::group_norm_silu(x, groups, weight, bias, eps); });
+    observed("group_norm_silu", whole, x);
+    return whole;
   }
+  observed("group_norm_silu", out, x);
   if (!tracked(x, weight, bias)) return out;
   auto gradient = [x, weight, bias, groups, eps](Gradients& gradients) {
     const auto compose = [=](std::span<const Tensor> in) {

@@ -14,6 +14,7 @@ Tensor normalize(const char* name, const Tensor& x, const Tensor& weight, const 
   const Tensor out = like(x), rstd = device.empty({count});
   const Tensor mean = args.kind == NormKind::rms ? Tensor() : device.empty({count});
   device.norm(out, mean, rstd, x, weight, bias, args);
+  observed(name, out, x);
   if (!tracked(x, weight, bias)) return out;
   return recorded(name, out, {x, weight, bias}, [x, mean, rstd, weight, args](Gradients& gradients) {
     Backend& device = backend_of(x);
@@ -84,6 +85,7 @@ Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin) {
   check_rope("rope", x, cos, sin);
   const Tensor out = like(x);
   device.rope(out, x, cos, sin, false);
+  observed("rope", out, x);
   if (!tracked(x)) return out;
   return recorded("rope", out, {x}, [cos, sin](Gradients& gradients) {
     const Tensor dy = gradients.output();

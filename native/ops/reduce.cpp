@@ -58,6 +58,7 @@ Tensor reduce(ReduceOp op, const Tensor& x, const Shape& axes, bool keep) {
   const Tensor total = device.empty(kept);
   device.reduce(op, total, x);
   const Tensor out = keep ? total : total.view(dropped);
+  observed("reduce", out, x);
   if (!tracked(x)) return out;
   const bool reads_x = op == ReduceOp::max || op == ReduceOp::sum_of_squares;
   auto gradient = [op, x = reads_x ? x : Tensor(), total = op == ReduceOp::max ? total : Tensor(), kept,
@@ -92,6 +93,7 @@ Tensor softmax(const Tensor& x) {
   require(x.rank() > 0, "ERR_SHAPE", "softmax: expected at least one axis, got ", x.shape());
   const Tensor out = like(x);
   device.softmax(out, x);
+  observed("softmax", out, x);
   if (!tracked(x)) return out;
   return recorded("softmax", out, {x}, [out](Gradients& gradients) {
     Tensor dx = like(out);

@@ -22,6 +22,7 @@ Tensor embedding(const Tensor& table, const Tensor& ids, std::span<const std::in
   const Tensor out = device.empty(shape, compute_dtype(device, table));
   const Tensor flat_ids = packed(ids).view({ids.numel()});
   device.gather_rows(out.view({ids.numel(), table.dim(1)}), table, flat_ids);
+  observed("embedding", out);
   if (!tracked(table)) return out;
   return recorded("embedding", out, {table}, [flat_ids, shape = table.shape()](Gradients& gradients) {
     const Tensor dy = reshape(gradients.output(), {flat_ids.numel(), shape[1]});

@@ -15,7 +15,7 @@ namespace danceflux::test {
 
 /// Tensors made here belong to this device; the inner one sees their addresses only. Guards need memory that
 /// the host can read, so they are for the CPU.
-class WrappedBackend final : public Backend {
+class WrappedBackend : public Backend {
  public:
   explicit WrappedBackend(std::shared_ptr<Backend> inner, bool guarded = false)
       : inner_(std::move(inner)), guard_(guarded ? 64 : 0) {}
