@@ -8,6 +8,7 @@ import { elementsOf, fluxTensors, isTarget, loraTensors, type StoredTensor } fro
 import type { FluxConfig, WeightDType } from "../models/types.js";
 import { type PassShape, pooled, samplingPassBytes, trainingPassBytes } from "./activations.js";
 import type { TrainConfig } from "./config.js";
+import { gradientBuckets } from "./gradient_buckets.js";
 
 /** What the ranks share out among them: nothing, the optimizer's state, or the gradients too. */
 export const SHARDINGS = ["none", "optimizer", "optimizer+gradients"] as const;
@@ -67,8 +68,7 @@ export type Stage = (typeof STAGES)[number];
 
 const SIZE: Record<WeightDType, number> = { f32: 4, bf16: 2, f16: 2 };
 const MIB = 2 ** 20;
-/** Gradients travel in buckets of this size, so many under way. */
-const BUCKET = 25 * MIB;
+/** Gradients travel in buckets, so many under way. */
 const BUCKETS_UNDER_WAY = 4;
 const HCCL_BUFFER_MIB = 200;
 /** What a rank has in shared memory for others of its host. */
@@ -122,7 +122,8 @@ function lastingOf(inputs: MemoryInputs, trained: Trained): MemoryPlan["lasting"
   }));
   const optimizer = sum(states.map(({ masters, moment }) => masters + 2 * moment));
   const average = config.learning.emaDecay > 0 ? sum(states.map(({ moment }) => moment)) : 0;
-  const gradients = sum(trained.stored.map((tensor) => pooled(elementsOf(tensor) * 4)));
+  const { bucketMiB } = config.distributed;
+  const gradients = sum(gradientBuckets(trained.stored, { bucketMiB, world, mixed: size < 4 }).map(pooled));
   return {
     weights,
     gradients: share(gradients, sharding === "optimizer+gradients"),
@@ -137,7 +138,9 @@ function communicationOf({ config, world, sharding }: MemoryInputs, trained: Tra
   if (world === 1) return 0;
   const largest = Math.max(...trained.stored.map((tensor) => elementsOf(tensor) * 4), 0);
   // A gradient that is shared out exists whole until its bucket is summed up.
-  const buckets = BUCKETS_UNDER_WAY * BUCKET + (sharding === "optimizer+gradients" ? 2 * largest : 0);
+  const buckets =
+    BUCKETS_UNDER_WAY * config.distributed.bucketMiB * MIB +
+    (sharding === "optimizer+gradients" ? 2 * largest : 0);
   const { name, hccl } = config.device;
   const hcclMiB = hccl?.bufferSizeMiB ?? (Number(process.env.HCCL_BUFFSIZE) || HCCL_BUFFER_MIB);
   if (name.startsWith("ascend")) return buckets + 2 * hcclMiB * MIB;
