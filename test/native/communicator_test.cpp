@@ -162,21 +162,21 @@ TEST("communicator: exact integers on 1 to 8 ranks that are threads") {
 TEST("communicator: exact integers on 1 to 8 ranks that are processes") {
   for (int size = 1; size <= 8; ++size) {
     const auto answers = in_processes(size, {}, [](const Rank& rank) -> std::string {
-      check_everything(rank, {0, 1, 1009, 100003});
+      check_everything(rank, {0, 1009, 50021});
       return "good";
     });
     for (const std::string& answer : answers) CHECK_EQ(answer, "good");
   }
 }
 
-TEST("communicator: 64 MiB on 1 and 2 ranks") {
+TEST("communicator: 64 MiB and 4 MiB on 1 and 2 ranks") {
   constexpr std::int64_t kCount = (64 << 20) / 4 - 3;
   for (int size = 1; size <= 2; ++size) {
     on_threads(size, {}, [](const Rank& rank) {
       check_all_reduce(rank, kCount, DType::f32, CollectiveReduce::sum);
-      check_reduce_scatter(rank, kCount / 2, DType::bf16, CollectiveReduce::sum, false);
-      check_all_gather(rank, kCount / 2, DType::f16, true);
-      check_broadcast(rank, kCount, DType::bf16, rank.size - 1);
+      check_reduce_scatter(rank, kCount / 8, DType::bf16, CollectiveReduce::sum, false);
+      check_all_gather(rank, kCount / 8, DType::f16, true);
+      check_broadcast(rank, kCount / 8, DType::bf16, rank.size - 1);
     });
   }
 }
