@@ -194,7 +194,6 @@ class Connection implements Member {
   end(last?: FromServer): void {
     if (last) this.send(last);
     this.#ended = true;
-    this.#socket.ref(); // whoever closes the server waits for this, and must be there then
     this.#socket.end();
     // A client that never hangs up its side would keep the server open.
     setTimeout(() => this.#socket.destroy(), 1000).unref();
