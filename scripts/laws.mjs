@@ -43,7 +43,7 @@ const exceptions = [
     "the cpu and its collectives are built in: the registry makes them",
   ],
   [
-    /^native\/(train\/gradient_sync\.h|addon\/\w+\.(h|cpp))$/,
+    /^native\/train\/gradient_sync\.h$/,
     /^backend\/communicator\.h$/,
     "gradients travel by the Communicator contract",
   ],

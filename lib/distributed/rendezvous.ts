@@ -30,6 +30,8 @@ export interface JoinOptions {
   secret?: string | undefined;
   /** Whose process serves the rendezvous, for messages. Default "rank 0". */
   keeper?: string | undefined;
+  /** What joins, for messages. Default "rank". */
+  noun?: string | undefined;
   /** Longest wait for a server that is not there yet, and default of every exchange. Default 600. */
   timeoutSeconds?: number | undefined;
   signal?: AbortSignal | undefined;
@@ -60,6 +62,7 @@ export class Rendezvous {
   onNotice: (rank: number, text: string) => void = () => {};
   readonly #controller = new AbortController();
   readonly #socket: Socket;
+  readonly #noun: string;
   readonly #where: string;
   readonly #timeoutSeconds: number;
   readonly #heartbeat: Heartbeat;
@@ -68,12 +71,16 @@ export class Rendezvous {
   #left = false;
 
   /** Use {@link join}. */
-  constructor(greeted: Greeted, { rank, size, host, port, timeoutSeconds, keeper = "rank 0" }: JoinOptions) {
+  constructor(
+    greeted: Greeted,
+    { rank, size, host, port, timeoutSeconds, noun = "rank", keeper = `${noun} 0` }: JoinOptions,
+  ) {
     const { socket, reader, silenceSeconds } = greeted;
     this.rank = rank;
     this.size = size;
     this.failed = this.#controller.signal;
     this.#socket = socket;
+    this.#noun = noun;
     this.#where = `${keeper}, which keeps the rendezvous at ${host}:${port}`;
     this.#timeoutSeconds = timeoutSeconds ?? 600;
     this.#heartbeat = new Heartbeat(
@@ -183,7 +190,7 @@ export class Rendezvous {
   abort(reason: string): void {
     if (this.failed.aborted || this.#left) return;
     this.#send({ type: "abort", reason: reason.slice(0, MAX_REASON) });
-    this.#over(`rank ${this.rank}: ended by itself: ${reason}`);
+    this.#over(`${this.#noun} ${this.rank}: ended by itself: ${reason}`);
   }
 
   /** Leaves in peace: the others go on, and fail only where they wait for this rank. Resolves when the server knows. */
@@ -210,7 +217,7 @@ interface Greeted {
 
 /** One try: connects, says who this is, checks that the server knows the secret too. */
 function greet(options: JoinOptions, patience: number): Promise<Greeted> {
-  const { host, port, run, rank, size, secret } = options;
+  const { host, port, run, rank, size, secret, noun = "rank" } = options;
   const hello: Hello = { type: "hello", protocol: PROTOCOL, run, rank, size, nonce: newNonce() };
   const where = `${host}:${port}`;
   return new Promise((resolve, reject) => {
@@ -245,7 +252,7 @@ function greet(options: JoinOptions, patience: number): Promise<Greeted> {
       } else if (message.type === "refused") {
         throw new Refusal(
           "ERR_COMMUNICATION",
-          `rendezvous at ${where}: rank ${rank} is refused: ${message.reason}`,
+          `rendezvous at ${where}: ${noun} ${rank} is refused: ${message.reason}`,
           {
             ...(message.hint ? { hint: message.hint } : {}),
           },
@@ -281,7 +288,7 @@ function greet(options: JoinOptions, patience: number): Promise<Greeted> {
  * @throws {DanceError} `ERR_COMMUNICATION` when the server refuses this rank, with its reason; or at the deadline, with what went wrong last.
  */
 export async function join(options: JoinOptions): Promise<Rendezvous> {
-  const { host, port, rank, timeoutSeconds = 600, signal } = options;
+  const { host, port, rank, timeoutSeconds = 600, noun = "rank", signal } = options;
   const deadline = performance.now() + timeoutSeconds * 1000;
   for (let pause = 50; ; pause = Math.min(2 * pause, 1000)) {
     signal?.throwIfAborted();
@@ -293,8 +300,8 @@ export async function join(options: JoinOptions): Promise<Rendezvous> {
       if (performance.now() + pause >= deadline) {
         const { code, message } = error as NodeJS.ErrnoException;
         throw failure(
-          `rendezvous: rank ${rank}: expected to reach ${host}:${port} within ${timeoutSeconds} s, got ${code ?? message}`,
-          "is rank 0 running, and may this host connect to that port?",
+          `rendezvous: ${noun} ${rank}: expected to reach ${host}:${port} within ${timeoutSeconds} s, got ${code ?? message}`,
+          `is ${noun} 0 running, and may this host connect to that port?`,
           error,
         );
       }

@@ -32,12 +32,14 @@ export interface Failure {
   reason: string;
 }
 
-const ranks = (list: readonly number[]): string =>
-  `${list.length === 1 ? "rank" : "ranks"} ${list.slice(0, 16).join(", ")}${list.length > 16 ? ", ..." : ""}`;
+const several = (noun: string, list: readonly number[]): string =>
+  `${noun}${list.length === 1 ? "" : "s"} ${list.slice(0, 16).join(", ")}${list.length > 16 ? ", ..." : ""}`;
 
 export class Room {
   readonly run: string;
   readonly size: number;
+  /** What sits here, for messages: ranks, or the nodes of a launcher. */
+  readonly noun: string;
   readonly #seats = new Map<number, Seat>();
   readonly #left = new Set<number>();
   readonly #exchanges = new Map<number, Exchange>();
@@ -45,18 +47,20 @@ export class Room {
   readonly #emptied: (() => void)[] = [];
   failure: Failure | undefined;
 
-  constructor(run: string, size: number) {
+  constructor(run: string, size: number, noun = "rank") {
     this.run = run;
     this.size = size;
+    this.noun = noun;
   }
 
   /** Why this rank may not join, if it may not. */
   refusal(rank: number, size: number): string | undefined {
-    if (size !== this.size) return `expected a world of ${this.size} ranks, got ${size}`;
-    if (rank < 0 || rank >= this.size) return `expected a rank from 0 to ${this.size - 1}, got ${rank}`;
+    if (size !== this.size) return `expected a world of ${this.size} ${this.noun}s, got ${size}`;
+    if (rank < 0 || rank >= this.size)
+      return `expected a ${this.noun} from 0 to ${this.size - 1}, got ${rank}`;
     if (this.failure) return `the run is over: ${this.failure.reason}`;
-    if (this.#seats.has(rank)) return `rank ${rank} is taken: another process has joined with it`;
-    if (this.#left.has(rank)) return `rank ${rank} has been here and has left`;
+    if (this.#seats.has(rank)) return `${this.noun} ${rank} is taken: another process has joined with it`;
+    if (this.#left.has(rank)) return `${this.noun} ${rank} has been here and has left`;
     return undefined;
   }
 
@@ -111,20 +115,26 @@ export class Room {
   #refuse(rank: number, seat: Seat, exchange: Exchange, name: string): Failure | undefined {
     const { sequence, missing } = exchange;
     if (sequence !== seat.begun)
-      return { rank, reason: `rank ${rank}: expected exchange number ${seat.begun}, got ${sequence}` };
+      return {
+        rank,
+        reason: `${this.noun} ${rank}: expected exchange number ${seat.begun}, got ${sequence}`,
+      };
     if (exchange.name !== name) {
-      const reason = `exchange number ${sequence}: expected "${exchange.name}" of all ranks, got "${name}" of rank ${rank}`;
+      const reason = `exchange number ${sequence}: expected "${exchange.name}" of all ${this.noun}s, got "${name}" of ${this.noun} ${rank}`;
       return { rank, reason };
     }
     const gone = [...missing].filter((each) => this.#left.has(each));
     if (gone.length > 0) {
       return {
         rank: gone[0]!,
-        reason: `${ranks(gone)}: expected in exchange "${name}", got none: it has left`,
+        reason: `${several(this.noun, gone)}: expected in exchange "${name}", got none: it has left`,
       };
     }
     if (this.#exchanges.size > MAX_AHEAD)
-      return { rank, reason: `rank ${rank}: ran more than ${MAX_AHEAD} exchanges ahead of the others` };
+      return {
+        rank,
+        reason: `${this.noun} ${rank}: ran more than ${MAX_AHEAD} exchanges ahead of the others`,
+      };
     return undefined;
   }
 
@@ -165,10 +175,10 @@ export class Room {
   #late({ name, missing }: Exchange, seconds: number): void {
     const late = [...missing];
     const absent = late.filter((rank) => !this.#seats.has(rank));
-    const never = absent.length > 0 ? ` (${ranks(absent)} never joined)` : "";
+    const never = absent.length > 0 ? ` (${several(this.noun, absent)} never joined)` : "";
     this.fail(
       late[0]!,
-      `exchange "${name}": expected all ranks within ${seconds} s, got nothing of ${ranks(late)}${never}`,
+      `exchange "${name}": expected all ${this.noun}s within ${seconds} s, got nothing of ${several(this.noun, late)}${never}`,
     );
   }
 
@@ -181,17 +191,18 @@ export class Room {
     const wanted = [...this.#exchanges.values()].find(({ missing }) => missing.has(rank));
     this.#left.add(rank);
     this.#remove(rank);
-    if (wanted) this.fail(rank, `rank ${rank}: expected in exchange "${wanted.name}", got none: it has left`);
+    if (wanted)
+      this.fail(rank, `${this.noun} ${rank}: expected in exchange "${wanted.name}", got none: it has left`);
   }
 
   abort(rank: number, reason: string): void {
-    this.fail(rank, `rank ${rank}: ended by itself ${this.#during(rank)}: ${reason}`);
+    this.fail(rank, `${this.noun} ${rank}: ended by itself ${this.#during(rank)}: ${reason}`);
   }
 
   /** A rank's connection is over without a word, or it broke the rules. */
   lost(rank: number, why: string): void {
     if (!this.#seats.has(rank)) return;
-    if (!this.failure) this.fail(rank, `rank ${rank}: lost ${this.#during(rank)}: ${why}`);
+    if (!this.failure) this.fail(rank, `${this.noun} ${rank}: lost ${this.#during(rank)}: ${why}`);
     this.#remove(rank);
   }
 

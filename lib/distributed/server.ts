@@ -105,8 +105,8 @@ export class RendezvousServer implements AsyncDisposable {
   }
 
   /** Makes a run that ranks can join. */
-  room(run: string, size: number): Room {
-    const room = new Room(run, size);
+  room(run: string, size: number, noun?: string): Room {
+    const room = new Room(run, size, noun);
     this.#rooms.set(run, room);
     return room;
   }
@@ -194,7 +194,8 @@ class Connection implements Member {
   end(last?: FromServer): void {
     if (last) this.send(last);
     this.#ended = true;
-    this.#socket.ref(); // whoever closes the server waits for this, and must be there then
+    // Whoever closes the server waits for this; the socket must then keep the process alive.
+    this.#socket.ref();
     this.#socket.end();
     // A client that never hangs up its side would keep the server open.
     setTimeout(() => this.#socket.destroy(), 1000).unref();

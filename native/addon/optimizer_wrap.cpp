@@ -1,6 +1,7 @@
 // Optimizers that JavaScript holds.
 #include <algorithm>
 
+#include "addon/communicator_wrap.h"
 #include "addon/model_wrap.h"
 #include "addon/models.h"
 #include "train/optimizer.h"
@@ -31,6 +32,9 @@ Napi::Object from_report(Napi::Env env, const train::StepReport& report) {
 train::SyncOptions to_sync_options(const Napi::Object& options) {
   train::SyncOptions sync;
   const auto given = [&](const char* name) { return !options.Get(name).IsUndefined(); };
+  if (given("communicator")) {
+    sync.communicator = communicator_of(to_object(options.Get("communicator"), "communicator"));
+  }
   if (given("sharding")) {
     sync.sharding = train::sharding_from_name(to_string(options.Get("sharding"), "sharding"));
   }

@@ -25,7 +25,7 @@ const lastLine = (run: string): Line =>
 beforeAll(async () => {
   config = writeTinyConfig(folder);
   await trainRanks(1, config, runOf("alone"));
-}, 120_000);
+}, 180_000);
 
 /** What depends on nothing but the configuration. */
 function expectSame(run: string, other: string): void {
@@ -59,7 +59,7 @@ describe("ordered training", () => {
       expect(distributed).toMatchObject({ ranks: size });
       expect(distributed!.overlapped).toBeGreaterThan(0);
     },
-    60_000,
+    180_000,
   );
 
   it.each(["optimizer", "optimizer+gradients"])(
@@ -76,7 +76,7 @@ describe("ordered training", () => {
       ]);
       expect(lastLine(run).memory.optimizer).toBeLessThan(lastLine(runOf("alone")).memory.optimizer * 0.6);
     },
-    60_000,
+    180_000,
   );
 });
 
@@ -95,7 +95,7 @@ describe("fast training", () => {
     const first = /^pictures\/000001\/.*png$/;
     expect(hashes(runOf("fast"), first)).toEqual(hashes(runOf("alone"), first));
     expect(metricsOf(runOf("fast"))[1]).toMatchObject({ reward: metricsOf(runOf("alone"))[1]!.reward });
-  }, 60_000);
+  }, 180_000);
 
   it("sheds gradients and gives the same sums, in another order", async () => {
     const set = [...whole, "distributed.sharding=optimizer+gradients"];
@@ -104,5 +104,5 @@ describe("fast training", () => {
     expect(Math.abs(norm(runOf("fast-shed")) / norm(runOf("fast")) - 1)).toBeLessThan(1e-5);
     const { gradients } = lastLine(runOf("fast-shed")).memory;
     expect(gradients).toBeLessThan(lastLine(runOf("fast")).memory.gradients * 0.8);
-  }, 60_000);
+  }, 180_000);
 });

@@ -24,7 +24,7 @@ const SHARDED = { set: ["distributed.sharding=optimizer"] };
 beforeAll(async () => {
   config = writeTinyConfig(folder);
   await trainRanks(1, config, runOf("whole"));
-}, 120_000);
+}, 180_000);
 
 function expectWhole(run: string): void {
   expect(picturesOf(run)).toEqual(picturesOf(runOf("whole")));
@@ -62,7 +62,7 @@ describe("a training of several ranks", () => {
     }
     await trainRanks(1, config, run);
     expectWhole(run);
-  }, 120_000);
+  }, 180_000);
 
   it("ends on all when one is killed, keeps its last checkpoint, and goes on", async () => {
     const run = runOf("killed");
@@ -83,7 +83,7 @@ describe("a training of several ranks", () => {
     }
     await trainRanks(2, config, run, SHARDED);
     expectWhole(run);
-  }, 120_000);
+  }, 180_000);
 
   it("tells on all ranks what went wrong on one", async () => {
     const started = await startTraining(2, config, runOf("broken"), {
@@ -94,7 +94,7 @@ describe("a training of several ranks", () => {
     expect(second!.error).toContain("/nowhere/at/all");
     expect(first!.error).toContain("rank 1");
     expect(first!.error).toContain("/nowhere/at/all");
-  }, 60_000);
+  }, 180_000);
 
   it("wants the same options on all", async () => {
     const started = await startTraining(2, config, runOf("differing"), { set: (rank) => [`seed=${rank}`] });
@@ -102,12 +102,12 @@ describe("a training of several ranks", () => {
       expect(error).toContain("expected the same options on all ranks");
       expect(code).not.toBe(0);
     }
-  }, 60_000);
+  }, 180_000);
 
   it("wants numbers that the ranks divide", async () => {
     const set = ["distributed.groupSpansRanks=false", "distributed.collective=fast"];
     const [first] = await allEnded(await startTraining(3, config, runOf("uneven"), { set }));
     expect(first!.code).toBe(2);
     expect(first!.error).toContain("config: promptsPerIteration: expected a multiple of the 3 ranks, got 4");
-  }, 60_000);
+  }, 180_000);
 });

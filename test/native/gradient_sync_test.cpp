@@ -2,6 +2,7 @@
 // must have begun in time.
 #include <limits>
 
+#include "ranks.h"
 #include "sync_model.h"
 
 namespace danceflux::test {
@@ -61,6 +62,22 @@ TEST("sync: ordered sums give the same bits on 1, 2 and 4 ranks, however state i
         }
       }
     }
+  }
+}
+
+TEST("sync: the shared-memory engine gives the bits of the ranks in threads") {
+  Plan plan;
+  plan.ordered = true;
+  const Outcome wanted = trained(0, plan);
+  for (const Sharding sharding : kShardings) {
+    plan.sharding = sharding;
+    on_threads(4, {}, [&](const Rank& rank) {
+      const std::shared_ptr<Communicator> borrowed(&rank.communicator, [](Communicator*) {});
+      const auto device = std::static_pointer_cast<Backend>(rank.device.shared_from_this());
+      RankRun run(plan, borrowed, device);
+      for (int i = 0; i < plan.updates; ++i) run.update(i);
+      CHECK(Outcome::same(run.weights(), wanted.weights));
+    });
   }
 }
 
