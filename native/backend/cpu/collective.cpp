@@ -167,6 +167,7 @@ void SharedMemoryEngine::run(const CollectiveCall& call) {
       std::memcpy(call.out.address(), call.x.address(), call.bytes());
     return;
   }
+  board_->check_aborted();
   board_->post(call.number, packed(call), static_cast<std::uint64_t>(call.count));
   switch (call.kind) {
     case CollectiveKind::all_reduce:

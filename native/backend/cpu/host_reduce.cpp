@@ -15,13 +15,19 @@ using cpu::RowKernels;
 constexpr std::int64_t kBlock = 1024;  // elements: a few blocks of f32 fit in the first cache
 constexpr int kDepth = 14;             // of the stack: a tree over 4096 leaves needs 13
 
+/// A reference, since threads may still reduce when the process ends and destroys its statics.
+const RowKernels& best_rows() {
+  static const RowKernels& rows = *cpu::select_isa("").rows;
+  return rows;
+}
+
 /// One block of all parts. Sums that wait for their neighbour lie on a stack; two of one size join at once,
 /// what is left at the end joins from the right.
 class BlockTree {
  public:
   BlockTree(CollectiveReduce op, DType dtype)
       : dtype_(dtype),
-        rows_(*cpu::select_isa("").rows),
+        rows_(best_rows()),
         join_(rows_.elementwise->binary[static_cast<int>(
             op == CollectiveReduce::sum ? BinaryOp::add : BinaryOp::max)][cpu::kBothRows]) {}
 

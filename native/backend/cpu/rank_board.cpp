@@ -101,7 +101,8 @@ void RankBoard::wait_for(int other, Phase phase, std::uint32_t value) {
     if (here()) return;
     const bool gone = theirs.marked.load() != 0 && !segment_.alive(other);
     if (here()) return;  // it came, and then it went
-    check_state(other);
+    check_aborted();
+    if (theirs.left.load() != 0) fail_communication(name_of(other) + " has left");
     if (gone)
       fail_communication(name_of(other) + " is gone: process " + std::to_string(theirs.pid.load()) +
                          " ended");
@@ -109,8 +110,7 @@ void RankBoard::wait_for(int other, Phase phase, std::uint32_t value) {
   }
 }
 
-/// Throws when a rank ended the work or the awaited one left.
-void RankBoard::check_state(int other) const {
+void RankBoard::check_aborted() const {
   const SegmentHeader& header = segment_.header();
   if (header.abort_state.load(std::memory_order_acquire) == 2) {
     const auto by = static_cast<int>(header.abort_rank.load());
@@ -120,7 +120,6 @@ void RankBoard::check_state(int other) const {
     fail_communication(by == rank_ ? "aborted: " + reason
                                    : "rank " + std::to_string(by) + " aborted: " + reason);
   }
-  if (segment_.entry(other).left.load() != 0) fail_communication(name_of(other) + " has left");
 }
 
 void RankBoard::interrupt(const std::string& reason) noexcept {

@@ -27,6 +27,8 @@ class RankBoard {
   /// Until every other rank has come to `value`. Throws ERR_COMMUNICATION naming the one that did not, and
   /// why.
   void wait(Phase phase, std::uint32_t value);
+  /// Throws when a rank ended the work.
+  void check_aborted() const;
   /// All waits on all ranks end with this reason, unless one was given before. From any thread.
   void interrupt(const std::string& reason) noexcept;
 
@@ -36,7 +38,6 @@ class RankBoard {
 
  private:
   void wait_for(int other, Phase phase, std::uint32_t value);
-  void check_state(int other) const;
 
   SharedSegment segment_;
   const int rank_, ranks_;
