@@ -13,7 +13,7 @@ import {
   trainRanks,
   weightsOf,
   writeTinyConfig,
-} from "../support/ranks.js";
+} from "../support/training_ranks.js";
 
 compiled();
 const folder = testFolder();
