@@ -85,8 +85,10 @@ describe("resume", () => {
   it("ends with the same bits after being killed twice", async () => {
     const broken = join(folder, "broken");
     expect(await trainUntil(broken, 2)).toBe(null);
+    expect(existsSync(join(broken, "lock"))).toBe(true); // a dead process's, which the next one takes over
     expect(await trainUntil(broken, 4)).toBe(null);
     expect(await trainUntil(broken)).toBe(0);
+    expect(existsSync(join(broken, "lock"))).toBe(false);
     expectSameEnd(broken, whole);
   }, 240_000);
 

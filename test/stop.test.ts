@@ -103,5 +103,6 @@ describe("a stopped training", () => {
     expect(result.lines.at(-1)).toMatchObject({ type: "iteration" });
     expect(checkpoints()).toEqual(before);
     expect(result.milliseconds).toBeLessThan(5000);
+    expect(existsSync(join(run, "lock"))).toBe(false);
   });
 });

@@ -124,6 +124,7 @@ export async function loadWeights(
     else items.push({ ...source, parameter: name, file: place.file, tensor: place.tensor });
   }
   if (missing.length > 0) throw missingTensors(model.kind, missing, places);
+  signal?.throwIfAborted(); // a small model may be read before an abort arrives
   try {
     await runJob(model.load(items), signal);
   } catch (error) {

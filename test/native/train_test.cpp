@@ -238,7 +238,8 @@ TEST("train: AdamW and clipping as PyTorch") {
       const auto state = io::open_tensor_file(path);
       for (const std::string& name : kNames) {
         check_error("exp_avg." + name,
-                    relative_error(kept(*state, name, "m"), source.golden(run, "exp_avg." + name).values), 1e-6);
+                    relative_error(kept(*state, name, "m"), source.golden(run, "exp_avg." + name).values),
+                    1e-6);
         check_error("exp_avg_sq." + name,
                     relative_error(kept(*state, name, "v"), source.golden(run, "exp_avg_sq." + name).values),
                     1e-6);
