@@ -4,6 +4,7 @@
 //   step    one GRPO iteration of tiny-shapes, stage by stage, beside the same in eager PyTorch
 //   wide    FLUX-width blocks, forward and backward, beside PyTorch; weights in f32 and in bf16
 //   memory  peak memory of both
+//   align   what recording costs, and comparing a pair of 1 GB files beside reading them
 //
 // With --json one object per line: name, ours, theirs, ratio (theirs / ours for times), unit, checked. PyTorch is found through
 // DANCEFLUX_PYTHON (a Python with torch, diffusers, transformers and safetensors); without it `theirs` is null.
@@ -11,7 +12,7 @@
 // threads that wait in a loop count as well.
 import { parseArgs } from "node:util";
 
-const BENCHES = ["ops", "step", "wide", "memory"];
+const BENCHES = ["ops", "step", "wide", "memory", "align"];
 const { values: options, positionals } = parseArgs({
   allowPositionals: true,
   options: {
