@@ -1,6 +1,7 @@
 // What recording and comparing cost: the share of an iteration that recording at stage level takes, and comparing a pair of 1 GB files beside
 // reading them. `theirs` is empty: there is no peer; `checked` says that bits stayed the same, and that a planted difference was found.
-import { closeSync, mkdtempSync, openSync, readSync, rmSync, writeSync } from "node:fs";
+import { spawnSync } from "node:child_process";
+import { closeSync, fsyncSync, mkdtempSync, openSync, readSync, rmSync, writeSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { compareTensors, parseSide, recordRun, TensorFile } from "../dist/align/index.js";
@@ -59,6 +60,7 @@ function writePair(path, count, changed) {
     if (changed && at === 0) part[5] += 1;
     writeSync(file, new Uint8Array(part.buffer, 0, part.byteLength));
   }
+  fsyncSync(file); // what is not on the disk yet cannot be dropped from memory
   closeSync(file);
 }
 
@@ -69,7 +71,22 @@ function readWhole(path) {
   closeSync(file);
 }
 
-async function comparing({ report, repeat }) {
+/** Drops files from the page cache, so that reading means reading. */
+function forget(paths) {
+  for (const path of paths) spawnSync("dd", [`if=${path}`, "iflag=nocache", "count=0"], { stdio: "ignore" });
+}
+
+/** Seconds: of the clock, or of the processors that this process used. */
+function clock(cpuTime) {
+  const started = performance.now();
+  const used = process.cpuUsage();
+  return () => {
+    const { user, system } = process.cpuUsage(used);
+    return cpuTime ? (user + system) / 1e6 : (performance.now() - started) / 1000;
+  };
+}
+
+async function comparing({ report, repeat, cpuTime }) {
   const folder = mkdtempSync(join(process.env.DANCEFLUX_BENCH_FOLDER ?? tmpdir(), "danceflux-bench-"));
   try {
     const paths = [join(folder, "a.safetensors"), join(folder, "b.safetensors")];
@@ -81,14 +98,16 @@ async function comparing({ report, repeat }) {
     let peak = 0;
     const base = process.memoryUsage.rss();
     for (let i = 0; i < repeat; i++) {
-      let started = performance.now();
+      forget(paths);
+      const read = clock(cpuTime);
       for (const path of paths) readWhole(path);
-      reading.push((performance.now() - started) / 1000);
-      started = performance.now();
+      reading.push(read());
+      forget(paths);
+      const compared = clock(cpuTime);
       const files = [await TensorFile.open(paths[0]), await TensorFile.open(paths[1])];
       distance = await compareTensors(files[0].tensor("x"), files[1].tensor("x"));
       for (const file of files) await file[Symbol.asyncDispose]();
-      times.push((performance.now() - started) / 1000);
+      times.push(compared());
       peak = Math.max(peak, process.memoryUsage.rss() - base);
     }
     const checked =

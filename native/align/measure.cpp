@@ -164,11 +164,11 @@ void to_f32(float* out, const void* data, DType dtype, std::size_t count) {
   }
 }
 
-bool all_finite(const float* x, std::size_t count) {
-  std::uint32_t most = 0;
+DANCEFLUX_WIDER bool all_finite(const float* x, std::size_t count) {
+  std::uint32_t odd = 0;
   for (std::size_t i = 0; i < count; ++i)
-    most = std::max(most, std::bit_cast<std::uint32_t>(x[i]) & 0x7fffffffu);
-  return most < 0x7f800000u;
+    odd += (std::bit_cast<std::uint32_t>(x[i]) & 0x7f800000u) == 0x7f800000u;
+  return odd == 0;
 }
 
 std::uint32_t crc32(std::uint32_t crc, const void* bytes, std::size_t count) {

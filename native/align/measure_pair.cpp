@@ -67,7 +67,7 @@ DANCEFLUX_WIDER void buckets(const std::uint32_t* __restrict a, const std::uint3
 }
 
 void add_ulps(const std::byte* a, const std::byte* b, DType dtype, std::size_t count, const float* x, const float* y,
-              PairMeasure& pair) {
+              bool finite, PairMeasure& pair) {
   std::array<std::uint32_t, kBlock> left, right;
   std::array<std::uint8_t, kBlock> bucket;
   const bool wide = dtype == DType::f32;
@@ -84,7 +84,6 @@ void add_ulps(const std::byte* a, const std::byte* b, DType dtype, std::size_t c
     }
   }
   buckets(left.data(), right.data(), count, wide ? 0x80000000u : 0x8000u, bucket.data());
-  const bool finite = all_finite(x, count) && all_finite(y, count);
   // Neighbours often share a bucket: four histograms keep them from waiting for each other.
   std::uint32_t four[4][kUlpBuckets] = {};
   for (std::size_t i = 0; i < count; ++i) {
@@ -96,6 +95,12 @@ void add_ulps(const std::byte* a, const std::byte* b, DType dtype, std::size_t c
     ++four[i & 3][at];
   }
   for (std::size_t k = 0; k < kUlpBuckets; ++k) pair.ulps[k] += four[0][k] + four[1][k] + four[2][k] + four[3][k];
+}
+
+DANCEFLUX_WIDER std::uint32_t count_equal(const float* x, const float* y, std::size_t count) {
+  std::uint32_t same = 0;
+  for (std::size_t i = 0; i < count; ++i) same += x[i] == y[i];
+  return same;
 }
 
 /// Counts what is not finite on either side and takes it out of both; returns how many.
@@ -149,12 +154,11 @@ void PairMeasure::add(const void* a, DType a_dtype, const void* b, DType b_dtype
     const std::size_t now = std::min(elements, kBlock);
     to_f32(x.data(), left, a_dtype, now);
     to_f32(y.data(), right, b_dtype, now);
-    if (has_ulps) add_ulps(left, right, a_dtype, now, x.data(), y.data(), *this);
+    const bool regular = all_finite(x.data(), now) && all_finite(y.data(), now);
+    if (has_ulps) add_ulps(left, right, a_dtype, now, x.data(), y.data(), regular, *this);
     std::size_t odd_ones = 0;
-    if (!all_finite(x.data(), now) || !all_finite(y.data(), now)) odd_ones = set_aside(x.data(), y.data(), now, *this);
-    std::uint32_t same = 0;
-    for (std::size_t i = 0; i < now; ++i) same += x[i] == y[i];
-    equal += same - odd_ones;  // they are zeros by now, and counted already
+    if (!regular) odd_ones = set_aside(x.data(), y.data(), now, *this);
+    equal += count_equal(x.data(), y.data(), now) - odd_ones;  // they are zeros by now, and counted already
     add_block(x.data(), y.data(), now, *this);
     within_one -= odd_ones;
     within_five -= odd_ones;
