@@ -5,6 +5,7 @@
 //   wide    FLUX-width blocks, forward and backward, beside PyTorch; weights in f32 and in bf16
 //   memory  peak memory of both
 //   scaling iterations of tiny-shapes on one rank and on two, and what ranks hold; `theirs` is the rank alone, one thread per rank
+//   align   what recording costs, and comparing a pair of 1 GB files beside reading them
 //
 // With --json one object per line: name, ours, theirs, ratio (theirs / ours for times), unit, checked. PyTorch is found through
 // DANCEFLUX_PYTHON (a Python with torch, diffusers, transformers and safetensors); without it `theirs` is null.
@@ -12,7 +13,7 @@
 // threads that wait in a loop count as well.
 import { parseArgs } from "node:util";
 
-const BENCHES = ["ops", "step", "wide", "memory", "scaling"];
+const BENCHES = ["ops", "step", "wide", "memory", "scaling", "align"];
 const { values: options, positionals } = parseArgs({
   allowPositionals: true,
   options: {

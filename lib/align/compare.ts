@@ -109,6 +109,8 @@ export function estimatedError(a: DumpRecord, b: DumpRecord, floor = 0): number 
 
 interface Measured {
   error: number;
+  /** Relative to the tensor's own norm, whatever went in; smaller than this after a sum that cancelled. */
+  raw: number;
   estimated: boolean;
   known: boolean;
   distance?: TensorDistance;
@@ -123,9 +125,9 @@ async function measure(
   floor: number,
 ): Promise<Measured> {
   if (a.shape.join() !== b.shape.join()) {
-    return { error: Number.POSITIVE_INFINITY, estimated: false, known: true };
+    return { error: Number.POSITIVE_INFINITY, raw: Number.NaN, estimated: false, known: true };
   }
-  if (a.dtype === b.dtype && a.crc === b.crc) return { error: 0, estimated: false, known: true };
+  if (a.dtype === b.dtype && a.crc === b.crc) return { error: 0, raw: 0, estimated: false, known: true };
   const [x, y] = [await left.of(a), await right.of(b)];
   if (x && y) {
     const distance = await compareTensors(x, y);
@@ -133,11 +135,18 @@ async function measure(
       distance.odd > 0
         ? Number.POSITIVE_INFINITY
         : relativeError(distance.euclidean, Math.max(distance.norm, floor));
-    return { error, estimated: false, known: true, distance };
+    return {
+      error,
+      raw: distance.odd > 0 ? Number.NaN : distance.relative,
+      estimated: false,
+      known: true,
+      distance,
+    };
   }
   if (a.l2 === undefined || b.l2 === undefined)
-    return { error: Number.POSITIVE_INFINITY, estimated: true, known: false };
-  return { error: estimatedError(a, b, floor), estimated: true, known: true };
+    return { error: Number.POSITIVE_INFINITY, raw: Number.NaN, estimated: true, known: false };
+  const raw = sameNumbers(a, b) ? estimatedError(a, b) : Number.NaN;
+  return { error: estimatedError(a, b, floor), raw, estimated: true, known: true };
 }
 
 function reason(finding: Omit<Finding, "why">): string {
@@ -149,6 +158,7 @@ function reason(finding: Omit<Finding, "why">): string {
   const limit = `${short(tolerance.limit)} is allowed for ${tolerance.family} in ${tolerance.precision}`;
   const how = estimated ? "about " : "";
   if (error === Number.POSITIVE_INFINITY) {
+    if (sameNumbers(record, other)) return "something where the other side has only zeros";
     const odd = (entry: DumpRecord) => `${entry.nan ?? "?"} NaN and ${entry.inf ?? "?"} infinite`;
     return `${odd(record)} elements against ${odd(other)}`;
   }
@@ -163,8 +173,8 @@ const SUMS = new Set(["add", "sub", "gated_residual", "reduce"]);
 
 /** What went into a record: its op's inputs where they are known, otherwise all that came before. */
 class Lineage {
-  readonly #inputs = new Map<string, { error: number; norm: number }>();
-  readonly #made = new Map<string, number>();
+  readonly #inputs = new Map<string, { error: number; raw: number; norm: number }>();
+  readonly #made = new Map<string, Pick<Measured, "error" | "raw">>();
   #before = 0;
 
   of(record: DumpRecord): number {
@@ -181,16 +191,30 @@ class Lineage {
   }
 
   /** The error of an input that an earlier op gave: it stays the same, whatever its norm. */
-  made(record: DumpRecord, other: DumpRecord): number | undefined {
+  made(record: DumpRecord, other: DumpRecord): Pick<Measured, "error" | "raw"> | undefined {
     return record.role === "input" ? this.#made.get(`${record.crc} ${other.crc}`) : undefined;
   }
 
-  add(record: DumpRecord, other: DumpRecord, error: number): void {
+  /**
+   * What is left of a sum that cancelled is rounding, however large beside itself; what is made of it alone is no worse. NaN (something
+   * odd) is never excused.
+   */
+  eased(record: DumpRecord, measured: Measured): Measured {
+    const inputs = this.#inputsOf(record);
+    const excused = inputs && inputs.raw > inputs.error && measured.raw <= GROWTH * inputs.raw;
+    return excused ? { ...measured, error: Math.min(measured.error, inputs.error) } : measured;
+  }
+
+  add(record: DumpRecord, other: DumpRecord, { error, raw }: Measured): void {
     if (record.role === "input") {
       const key = `${record.stage}|${record.name}`;
-      const { error: most = 0, norm = 0 } = this.#inputs.get(key) ?? {};
-      this.#inputs.set(key, { error: Math.max(most, error), norm: Math.max(norm, other.l2 ?? 0) });
-    } else if (record.role === "output") this.#made.set(`${record.crc} ${other.crc}`, error);
+      const before = this.#inputs.get(key) ?? { error: 0, raw: 0, norm: 0 };
+      this.#inputs.set(key, {
+        error: Math.max(before.error, error),
+        raw: Math.max(before.raw, raw),
+        norm: Math.max(before.norm, other.l2 ?? 0),
+      });
+    } else if (record.role === "output") this.#made.set(`${record.crc} ${other.crc}`, { error, raw });
     this.#before = Math.max(this.#before, error);
   }
 }
@@ -232,13 +256,12 @@ export async function compareDumps(a: Dump, b: Dump, options: CompareOptions = {
     }
     others.delete(key);
     const made = lineage.made(record, other);
-    const measured: Measured =
-      made === undefined
-        ? await measure(record, other, left, right, lineage.floorOf(record))
-        : { error: made, estimated: true, known: true };
+    const measured: Measured = made
+      ? { ...made, estimated: true, known: true }
+      : lineage.eased(record, await measure(record, other, left, right, lineage.floorOf(record)));
     const tolerance = toleranceOf(record, [record.dtype, other.dtype, a.header.weights, b.header.weights]);
     const inherited = lineage.of(record);
-    lineage.add(record, other, measured.error);
+    lineage.add(record, other, measured);
     const { error, estimated, distance } = measured;
     const status = statusOf(measured, inherited, tolerance);
     const found = { record, other, order, status, error, estimated, inherited, tolerance };

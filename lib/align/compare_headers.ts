@@ -33,9 +33,10 @@ export function headerDifferences(a: DumpHeader, b: DumpHeader): HeaderDifferenc
     const [x = "(absent)", y = "(absent)"] = [left.get(name), right.get(name)];
     // The device is told under its own name; where a run writes tells nothing.
     if (x === y || /^config\.(device|output)\b/.test(name)) continue;
-    const other =
-      a.program.split(" ")[0] !== b.program.split(" ")[0] && (x === "(absent)" || y === "(absent)");
-    const setup = /^(seed$|config\.|model\.)/.test(name) && !PLACES.test(name) && !other;
+    // What only one of two programs has says nothing.
+    const absent = x === "(absent)" || y === "(absent)";
+    if (absent && a.program.split(" ")[0] !== b.program.split(" ")[0]) continue;
+    const setup = /^(seed$|config\.|model\.)/.test(name) && !PLACES.test(name);
     differences.push({ name, a: x, b: y, kind: setup ? "setup" : "side" });
   }
   return differences.sort((x, y) => (x.kind === y.kind ? 0 : x.kind === "setup" ? -1 : 1));

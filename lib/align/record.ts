@@ -95,6 +95,9 @@ export async function recordRun(config: TrainConfig, options: RecordOptions): Pr
       if (iterations > last) break;
     }
     await recorder.close();
+  } catch (error) {
+    await recorder.salvage();
+    throw error;
   } finally {
     await rm(run, { recursive: true, force: true });
   }

@@ -93,6 +93,10 @@ export class RecordedTensors implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    for (const file of this.#files.values()) await (await file)[Symbol.asyncDispose]();
+    for (const file of this.#files.values())
+      await file.then(
+        (open) => open[Symbol.asyncDispose](),
+        () => {}, // told where it was opened
+      );
   }
 }

@@ -144,6 +144,18 @@ export class DumpRecorder implements RunRecorder, StageRecorder {
     this.#own += (performance.now() - started) / 1000;
   }
 
+  /** After a failure: brings what is known so far to the disk, as far as that goes. */
+  async salvage(): Promise<void> {
+    try {
+      if (this.#on) await this.#drain(true);
+      await this.#images.flush();
+      if (this.#on) await runJob(this.#device.handle.observe(null));
+    } catch {
+      // The failure itself is told.
+    }
+    this.#on = false;
+  }
+
   /** Writes the end of the dump. */
   async close(): Promise<void> {
     if (this.#on) await this.#drain(true);

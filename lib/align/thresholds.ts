@@ -53,7 +53,8 @@ const NORMS =
 export function familyOf({ op, role }: Pick<DumpRecord, "op" | "role">): Family {
   if (role === "gradient") return "gradient";
   if (op === "parameter") return "weights";
-  if (op === "block") return "block";
+  // What reaches a model came through everything before it; a scorer's pictures were rounded to 8 bits on the way.
+  if (op === "block") return role === "input" ? "stage" : "block";
   if (op === "stage" || op === "numbers") return "stage";
   if (PRODUCTS.has(op)) return "product";
   return NORMS.test(op) ? "norm" : "elementwise";

@@ -88,7 +88,7 @@ class PairMeasureWrap : public Napi::ObjectWrap<PairMeasureWrap> {
       const std::size_t count = elements_of(a, a_dtype, "a");
       require(elements_of(b, b_dtype, "b") == count, "ERR_ARGUMENT", "b: expected ", count,
               " elements, as a, got ", elements_of(b, b_dtype, "b"));
-      pair_.add(a.data, a_dtype, b.data, b_dtype, count);
+      pair_.add_together(a.data, a_dtype, b.data, b_dtype, count);
       return info.Env().Undefined();
     });
   }

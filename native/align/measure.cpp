@@ -6,7 +6,7 @@
 #include <cstring>
 #include <vector>
 
-#include "core/error.h"
+#include "align/numbers.h"
 
 namespace danceflux::align {
 namespace {
@@ -66,41 +66,6 @@ double block_sign(std::uint64_t block, std::size_t k) {
 
 // ---- numbers --------------------------------------------------------------------------------------------
 
-void to_f32(float* out, const void* data, DType dtype, std::size_t count) {
-  switch (dtype) {
-    case DType::i32:
-      for (std::size_t i = 0; i < count; ++i)
-        out[i] = static_cast<float>(static_cast<const std::int32_t*>(data)[i]);
-      return;
-    case DType::i64:
-      for (std::size_t i = 0; i < count; ++i)
-        out[i] = static_cast<float>(static_cast<const std::int64_t*>(data)[i]);
-      return;
-    case DType::u8:
-      for (std::size_t i = 0; i < count; ++i)
-        out[i] = static_cast<float>(static_cast<const std::uint8_t*>(data)[i]);
-      return;
-    default:
-      convert_elements(out, DType::f32, data, dtype, count);
-  }
-}
-
-// A sum has eight lanes, so that the compiler may keep them in vectors; the order is fixed all the same.
-constexpr std::size_t kLanes = 8;
-struct Lanes {
-  std::array<double, kLanes> value{};
-  double total() const {
-    return ((value[0] + value[4]) + (value[2] + value[6])) + ((value[1] + value[5]) + (value[3] + value[7]));
-  }
-};
-
-bool all_finite(const float* x, std::size_t count) {
-  std::uint32_t most = 0;
-  for (std::size_t i = 0; i < count; ++i)
-    most = std::max(most, std::bit_cast<std::uint32_t>(x[i]) & 0x7fffffffu);
-  return most < 0x7f800000u;
-}
-
 /// Sets what is not finite to zero, after counting it.
 void set_aside(float* x, std::size_t count, Measure& measure) {
   for (std::size_t i = 0; i < count; ++i) {
@@ -122,25 +87,48 @@ void add_extremes(const float* x, std::size_t count, Measure& measure) {
   measure.max = std::max(measure.max, static_cast<double>(high));
 }
 
-void add_sums(const float* x, std::size_t count, std::size_t within, std::uint64_t block, Measure& measure) {
-  Lanes sum, squares;
-  std::array<Lanes, kSketches> sketch;
-  const Signs& table = signs();
-  const auto one = [&](std::size_t i, std::size_t lane) {
-    const double value = x[i];
-    sum.value[lane] += value;
-    squares.value[lane] += value * value;
-    for (std::size_t k = 0; k < kSketches; ++k)
-      sketch[k].value[lane] += static_cast<double>(x[i] * table[k][within + i]);
-  };
-  std::size_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    for (std::size_t lane = 0; lane < kLanes; ++lane) one(i + lane, lane);
+// A sum has eight lanes, so that the compiler may keep them in vectors; the order is fixed all the same.
+constexpr std::size_t kLanes = 8;
+
+double total(const double* lanes) {
+  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+}
+
+struct Sums {
+  double sum[kLanes] = {}, squares[kLanes] = {}, sketch[kSketches][kLanes] = {};
+};
+
+/// `count` is a multiple of kLanes; `within` is where in a block the first element stands.
+DANCEFLUX_WIDER void gather(const float* __restrict x, std::size_t count, const float* __restrict table,
+                            Sums& __restrict sums) {
+  for (std::size_t i = 0; i < count; i += kLanes) {
+    for (std::size_t lane = 0; lane < kLanes; ++lane) {
+      const double value = x[i + lane];
+      sums.sum[lane] += value;
+      sums.squares[lane] += value * value;
+    }
+    for (std::size_t k = 0; k < kSketches; ++k) {
+      for (std::size_t lane = 0; lane < kLanes; ++lane)
+        sums.sketch[k][lane] += static_cast<double>(x[i + lane] * table[k * kBlock + i + lane]);
+    }
   }
-  for (std::size_t lane = 0; i < count; ++i, ++lane) one(i, lane);
-  measure.sum += sum.total();
-  measure.squares += squares.total();
-  for (std::size_t k = 0; k < kSketches; ++k) measure.sketch[k] += block_sign(block, k) * sketch[k].total();
+}
+
+void add_sums(float* x, std::size_t count, std::size_t within, std::uint64_t block, Measure& measure) {
+  Sums sums;
+  const Signs& table = signs();
+  const std::size_t whole = count / kLanes * kLanes;
+  gather(x, whole, &table[0][within], sums);
+  for (std::size_t i = whole, lane = 0; i < count; ++i, ++lane) {
+    const double value = x[i];
+    sums.sum[lane] += value;
+    sums.squares[lane] += value * value;
+    for (std::size_t k = 0; k < kSketches; ++k)
+      sums.sketch[k][lane] += static_cast<double>(x[i] * table[k][within + i]);
+  }
+  measure.sum += total(sums.sum);
+  measure.squares += total(sums.squares);
+  for (std::size_t k = 0; k < kSketches; ++k) measure.sketch[k] += block_sign(block, k) * total(sums.sketch[k]);
 }
 
 void add_block(float* x, std::size_t count, std::uint64_t position, Measure& measure) {
@@ -155,100 +143,33 @@ void add_block(float* x, std::size_t count, std::uint64_t position, Measure& mea
   add_sums(x, count, position % kBlock, position / kBlock, measure);
 }
 
-// ---- pairs ----------------------------------------------------------------------------------------------
-
-/// Bits as an integer that grows with the number: neighbours differ by one.
-std::int64_t ordered(std::uint32_t bits, int width) {
-  const std::uint32_t sign = 1u << (width - 1);
-  return bits & sign ? -static_cast<std::int64_t>(bits & (sign - 1)) : static_cast<std::int64_t>(bits);
-}
-
-std::uint32_t bits_at(const void* data, std::size_t i, bool wide) {
-  if (wide) return static_cast<const std::uint32_t*>(data)[i];
-  return static_cast<const std::uint16_t*>(data)[i];
-}
-
-std::size_t ulp_bucket(std::uint64_t distance) {
-  if (distance <= 2) return static_cast<std::size_t>(distance);
-  const std::size_t bucket = 1 + static_cast<std::size_t>(std::bit_width(distance - 1));
-  return std::min(bucket, kUlpBuckets - 2);
-}
-
-void add_ulps(const void* a, const void* b, DType dtype, const float* x, const float* y, std::size_t count,
-              PairMeasure& pair) {
-  const bool wide = dtype == DType::f32;
-  const int width = wide ? 32 : 16;
-  for (std::size_t i = 0; i < count; ++i) {
-    const std::uint32_t left = bits_at(a, i, wide), right = bits_at(b, i, wide);
-    if (left == right) {
-      ++pair.ulps[0];
-    } else if (!std::isfinite(x[i]) || !std::isfinite(y[i])) {
-      ++pair.ulps[std::isnan(x[i]) && std::isnan(y[i]) ? 0 : kUlpBuckets - 1];
-    } else {
-      const std::int64_t distance = ordered(left, width) - ordered(right, width);
-      ++pair.ulps[ulp_bucket(static_cast<std::uint64_t>(distance < 0 ? -distance : distance))];
-    }
-  }
-}
-
-void add_odd(float& x, float& y, PairMeasure& pair) {
-  const bool same = (std::isnan(x) && std::isnan(y)) || x == y;
-  ++(same ? pair.equal : pair.odd);
-  x = y = 0;
-}
-
-void add_distances(const float* x, const float* y, std::size_t count, std::uint64_t position,
-                   PairMeasure& pair) {
-  Lanes dot, left, right, distance;
-  std::array<float, kLanes> most{};
-  std::array<std::uint32_t, kLanes> one{}, five{};
-  float worst_relative = 0;
-  const auto add = [&](std::size_t i, std::size_t lane) {
-    const double a = x[i], b = y[i], d = a - b;
-    dot.value[lane] += a * b;
-    left.value[lane] += a * a;
-    right.value[lane] += b * b;
-    distance.value[lane] += d * d;
-    const float size = std::abs(x[i] - y[i]), scale = std::abs(y[i]);
-    most[lane] = size > most[lane] ? size : most[lane];
-    one[lane] += size <= 0.001f * scale;
-    five[lane] += size <= 0.005f * scale;
-  };
-  std::size_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    for (std::size_t lane = 0; lane < kLanes; ++lane) add(i + lane, lane);
-  }
-  for (std::size_t lane = 0; i < count; ++i, ++lane) add(i, lane);
-  for (std::size_t k = 0; k < count; ++k) {
-    // An error beside an exact zero is measured by the smallest step of a double, as in the usual tools: it
-    // is huge.
-    const float scale = std::abs(y[k]), size = std::abs(x[k] - y[k]);
-    const float relative = size == 0 ? 0 : size / (scale > 0 ? scale : 2.220446e-16f);
-    worst_relative = relative > worst_relative ? relative : worst_relative;
-  }
-  pair.dot += dot.total();
-  pair.squares_a += left.total();
-  pair.squares_b += right.total();
-  pair.squared_distance += distance.total();
-  pair.max_relative = std::max(pair.max_relative, static_cast<double>(worst_relative));
-  float block_most = 0;
-  for (std::size_t lane = 0; lane < kLanes; ++lane) {
-    pair.within_one += one[lane];
-    pair.within_five += five[lane];
-    block_most = std::max(block_most, most[lane]);
-  }
-  if (block_most > pair.max_absolute) {
-    pair.max_absolute = block_most;
-    for (std::size_t k = 0; k < count; ++k) {
-      if (std::abs(x[k] - y[k]) == block_most) {
-        pair.worst = position + k;
-        break;
-      }
-    }
-  }
-}
-
 }  // namespace
+
+void to_f32(float* out, const void* data, DType dtype, std::size_t count) {
+  switch (dtype) {
+    case DType::i32:
+      for (std::size_t i = 0; i < count; ++i)
+        out[i] = static_cast<float>(static_cast<const std::int32_t*>(data)[i]);
+      return;
+    case DType::i64:
+      for (std::size_t i = 0; i < count; ++i)
+        out[i] = static_cast<float>(static_cast<const std::int64_t*>(data)[i]);
+      return;
+    case DType::u8:
+      for (std::size_t i = 0; i < count; ++i)
+        out[i] = static_cast<float>(static_cast<const std::uint8_t*>(data)[i]);
+      return;
+    default:
+      convert_elements(out, DType::f32, data, dtype, count);
+  }
+}
+
+DANCEFLUX_WIDER bool all_finite(const float* x, std::size_t count) {
+  std::uint32_t odd = 0;
+  for (std::size_t i = 0; i < count; ++i)
+    odd += (std::bit_cast<std::uint32_t>(x[i]) & 0x7f800000u) == 0x7f800000u;
+  return odd == 0;
+}
 
 std::uint32_t crc32(std::uint32_t crc, const void* bytes, std::size_t count) {
   static const CrcTables tables = crc_tables();
@@ -281,44 +202,6 @@ void Measure::add(const void* data, DType dtype, std::size_t elements, bool numb
     add_block(block.data(), now, count, *this);
     count += now;
     at += now * size_of(dtype);
-    elements -= now;
-  }
-}
-
-void PairMeasure::add(const void* a, DType a_dtype, const void* b, DType b_dtype, std::size_t elements) {
-  std::array<float, kBlock> x, y;
-  const auto* left = static_cast<const std::byte*>(a);
-  const auto* right = static_cast<const std::byte*>(b);
-  const bool has_ulps =
-      a_dtype == b_dtype && (a_dtype == DType::f32 || a_dtype == DType::bf16 || a_dtype == DType::f16);
-  while (elements > 0) {
-    const std::size_t now = std::min(elements, kBlock);
-    to_f32(x.data(), left, a_dtype, now);
-    to_f32(y.data(), right, b_dtype, now);
-    const bool same_bits = a_dtype == b_dtype && std::memcmp(left, right, now * size_of(a_dtype)) == 0;
-    if (has_ulps) {
-      if (same_bits)
-        ulps[0] += now;
-      else
-        add_ulps(left, right, a_dtype, x.data(), y.data(), now, *this);
-    }
-    std::size_t odd_ones = 0;
-    if (!all_finite(x.data(), now) || !all_finite(y.data(), now)) {
-      for (std::size_t i = 0; i < now; ++i) {
-        if (std::isfinite(x[i]) && std::isfinite(y[i])) continue;
-        add_odd(x[i], y[i], *this);
-        ++odd_ones;
-      }
-    }
-    for (std::size_t i = 0; i < now; ++i) equal += x[i] == y[i];
-    equal -= odd_ones;  // they are zeros by now, and counted already
-    add_distances(x.data(), y.data(), now, count, *this);
-    within_one -= odd_ones;
-    within_five -= odd_ones;
-    finite += now - odd_ones;
-    count += now;
-    left += now * size_of(a_dtype);
-    right += now * size_of(b_dtype);
     elements -= now;
   }
 }

@@ -1,7 +1,7 @@
 // The CPU with one fault planted in it, for tests of what finds faults. Options: "fault" names it; "after":
 // it acts from that call of the op on, counted from 0 (so that different places are hit); "truth": a file
 // that is told, when it first acts, which op it was.
-#include <cmath>
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
 
@@ -32,7 +32,8 @@ class FaultyBackend final : public test::WrappedBackend {
                          Tensor(x.storage(), x.dtype(), x.shape()).strides(), offset_of(x));
       return WrappedBackend::qk_norm_rope(out, rstd, wrong, weight, cos, sin, eps);
     }
-    if (fault_ == "rope-half" && acts("qk_norm_rope")) {
+    // Words stand at position 0: nothing turns there, in either mode.
+    if (fault_ == "rope-half" && turns(sin) && acts("qk_norm_rope")) {
       const Tensor normed = empty(x.shape(), x.dtype());
       norm(normed, {}, rstd, x, weight, {}, NormArgs{.kind = NormKind::rms, .eps = eps});
       half_rope(out, normed, cos, sin);
@@ -102,6 +103,12 @@ class FaultyBackend final : public test::WrappedBackend {
   static std::string where(const char* op) {
     const Observer* observer = Observer::current();
     return observer ? observer->upcoming(op) : "";
+  }
+
+  bool turns(T sin) {
+    std::vector<float> s(static_cast<std::size_t>(sin.numel()));
+    download(s.data(), sin);
+    return std::any_of(s.begin(), s.end(), [](float value) { return value != 0; });
   }
 
   void half_rope(T out, T x, T cos, T sin) {
