@@ -12,10 +12,17 @@ type Work<A extends unknown[]> = (...args: [...A, Output]) => Promise<void>;
 export class CommandContext {
   /** Exit status of the command that ran. */
   status = 0;
+  /** Names of all commands. */
+  readonly #commands: () => readonly string[];
   readonly #streams: Streams;
 
-  constructor(streams: Streams) {
+  constructor(streams: Streams, commands: () => readonly string[] = () => []) {
     this.#streams = streams;
+    this.#commands = commands;
+  }
+
+  isCommand(name: string): boolean {
+    return this.#commands().includes(name);
   }
 
   get streams(): Streams {

@@ -6,13 +6,14 @@ import { version } from "../version.js";
 import { addBuild } from "./build.js";
 import { CommandContext } from "./context.js";
 import { addDoctor } from "./doctor.js";
+import { addLaunch } from "./launch.js";
 import { Output, STATUS, type Streams, statusOf } from "./output.js";
 import { addReport } from "./report.js";
 import { addSample } from "./sample.js";
 import { addScore } from "./score.js";
 import { addTrain } from "./train.js";
 
-const COMMANDS = [addDoctor, addTrain, addSample, addScore, addReport, addBuild];
+const COMMANDS = [addDoctor, addTrain, addLaunch, addSample, addScore, addReport, addBuild];
 
 const MORE = `
 Exit status: 0 done, 1 failed, 2 wrong usage. Every command has --help with an example, and --json for machines.
@@ -20,6 +21,7 @@ Exit status: 0 done, 1 failed, 2 wrong usage. Every command has --help with an e
 Examples:
   danceflux doctor
   danceflux train models/tiny-shapes/demo.json
+  danceflux launch --nproc-per-node 2 -- train models/tiny-shapes/demo.json
   danceflux sample runs/demo --prompt "two red circles on a gray background"`;
 
 /** commander's complaint in our words, with the nearest known option or command. */
@@ -36,8 +38,9 @@ function usageError(error: CommanderError, command: Command): DanceError {
 
 /** Runs one command line. @returns the exit status; nothing is thrown. */
 export async function main(argv: readonly string[], streams: Streams = process): Promise<number> {
-  const context = new CommandContext(streams);
-  const program = new Command("danceflux")
+  const program = new Command("danceflux");
+  const context = new CommandContext(streams, () => program.commands.map((command) => command.name()));
+  program
     .description("Fine-tune FLUX text-to-image models with DanceGRPO: CPU, CUDA and Ascend")
     .version(version(), "-v, --version", "print the version")
     .helpOption("-h, --help", "print help")
