@@ -25,6 +25,8 @@ export interface BackendReport {
   devices: number;
   message: string;
   hint: string;
+  /** An engine of collectives, which brings no devices. */
+  collectives: boolean;
 }
 
 export interface MemoryReport {
@@ -391,7 +393,15 @@ export interface NativeBinding {
   /** Reads one tensor of a file as f32. */
   readTensor(path: string, name: string): { shape: number[]; values: Float32Array };
   /** Handles alive now, over all devices, and how many the garbage collector had to clean up: what tests look for leaks with. */
-  liveHandles(): { tensors: number; models: number; optimizers: number; devices: number; collected: number };
+  liveHandles(): {
+    tensors: number;
+    models: number;
+    optimizers: number;
+    /** Those in the making among them. */
+    communicators: number;
+    devices: number;
+    collected: number;
+  };
   /** Stops all jobs and joins all threads; idempotent. */
   shutdown(): void;
 }

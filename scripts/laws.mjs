@@ -38,8 +38,8 @@ const rooms = {
 const exceptions = [
   [
     /^native\/backend\/registry\.cpp$/,
-    /^backend\/cpu\/cpu_backend\.h$/,
-    "the cpu is built in: the registry makes it",
+    /^backend\/cpu\/(cpu_backend|collective)\.h$/,
+    "the cpu and its collectives are built in: the registry makes them",
   ],
 ];
 const excepted = (path, header) =>
@@ -58,8 +58,16 @@ for (const path of cpp) {
     const targetHouse = /^backend\/([^/]+)\//.exec(header)?.[1];
     if (targetHouse && targetHouse !== house)
       breach(path, line, `only native/backend/${targetHouse} includes ${header}`);
-    if (room === "addon" && target === "backend" && !/^backend\/(backend|registry|plugin)\.h$/.test(header))
-      breach(path, line, "the addon opens and names devices (registry.h, backend.h, plugin.h) and no more");
+    if (
+      room === "addon" &&
+      target === "backend" &&
+      !/^backend\/(backend|communicator|registry|plugin)\.h$/.test(header)
+    )
+      breach(
+        path,
+        line,
+        "the addon opens and names devices and communicators (registry.h, backend.h, communicator.h, plugin.h) and no more",
+      );
   });
   if (room !== "addon")
     grep(path, /#\s*include\s+[<"](napi|node_api|js_native_api|uv)\b/, (_, line) =>

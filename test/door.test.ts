@@ -87,6 +87,7 @@ describe("handles", () => {
       tensors: before.tensors + 1,
       models: before.models + 1,
       optimizers: before.optimizers + 1,
+      communicators: before.communicators,
       devices: before.devices + 1,
       collected: before.collected,
     });

@@ -89,8 +89,9 @@ export function diagnose(): Diagnosis {
   };
 }
 
-function backendLine({ name, state, devices, message, hint }: BackendReport): string {
-  const found = state === "READY" ? `${devices} device${devices === 1 ? "" : "s"}: ` : "";
+function backendLine({ name, state, devices, message, hint, collectives }: BackendReport): string {
+  const what = collectives ? "collectives" : `${devices} device${devices === 1 ? "" : "s"}`;
+  const found = state === "READY" ? `${what}: ` : "";
   const next = hint && state !== "READY" ? `\n${" ".repeat(16)}${hint}` : "";
   return `  ${(state === "READY" ? "ready" : "no").padEnd(6)}${name.padEnd(8)}${found}${message}${next}`;
 }

@@ -1,6 +1,7 @@
 // The door's frame: what `require("danceflux.node")` gives. Described in lib/native.ts.
 #include <napi.h>
 
+#include "addon/communicator_wrap.h"
 #include "addon/device_wrap.h"
 #include "addon/host.h"
 #include "addon/models.h"
@@ -14,6 +15,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   TensorWrap::define(env);
   DeviceWrap::define(env);
   define_models(env);
+  define_communicators(env);
   define_host_functions(env, exports);
   exports.Set("openDevice", Napi::Function::New<&DeviceWrap::open>(env));
   exports.Set("abi", Napi::Number::New(env, DANCEFLUX_PLUGIN_ABI));

@@ -1,5 +1,8 @@
 #include "addon/device_wrap.h"
 
+#include <utility>
+
+#include "addon/communicator_wrap.h"
 #include "addon/convert.h"
 #include "addon/environment.h"
 #include "addon/models.h"
@@ -37,7 +40,9 @@ void DeviceWrap::define(Napi::Env env) {
            InstanceMethod<&W::to_rgb8>("toRgb8"), InstanceMethod<&W::create_flux>("createFlux"),
            InstanceMethod<&W::create_t5>("createT5"), InstanceMethod<&W::create_clip_text>("createClipText"),
            InstanceMethod<&W::create_clip>("createClip"), InstanceMethod<&W::create_vae>("createVae"),
-           InstanceMethod<&W::create_optimizer>("createOptimizer"), InstanceMethod<&W::dispose>("dispose")}));
+           InstanceMethod<&W::create_optimizer>("createOptimizer"),
+           InstanceMethod<&W::create_communicator>("createCommunicator"),
+           InstanceMethod<&W::dispose>("dispose")}));
 }
 
 Napi::Value DeviceWrap::open(const Napi::CallbackInfo& info) {
@@ -176,8 +181,13 @@ Napi::Value DeviceWrap::create_optimizer(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] { return make_optimizer(info, DevicePointer(alive())); });
 }
 
+Napi::Value DeviceWrap::create_communicator(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] { return make_communicator(info, DevicePointer(alive())); });
+}
+
 void DeviceWrap::dispose(const Napi::CallbackInfo&) {
   if (!device_) return;
+  for (const auto& stop : std::exchange(device_->at_end, {})) stop();
   device_->thread->stop();
   device_ = nullptr;
   --live().devices;

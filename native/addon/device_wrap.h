@@ -34,6 +34,7 @@ class DeviceWrap : public Napi::ObjectWrap<DeviceWrap> {
   Napi::Value create_clip(const Napi::CallbackInfo& info);
   Napi::Value create_vae(const Napi::CallbackInfo& info);
   Napi::Value create_optimizer(const Napi::CallbackInfo& info);
+  Napi::Value create_communicator(const Napi::CallbackInfo& info);
   void dispose(const Napi::CallbackInfo& info);
   const std::shared_ptr<OpenDevice>& alive() const;
 

@@ -118,6 +118,7 @@ Napi::Value probe(const Napi::CallbackInfo& info) {
       entry.Set("devices", report.devices);
       entry.Set("message", report.message);
       entry.Set("hint", report.hint);
+      entry.Set("collectives", report.collectives);
       reports.Set(reports.Length(), entry);
     }
     return reports;
@@ -129,6 +130,7 @@ Napi::Value live_handles(const Napi::CallbackInfo& info) {
   counts.Set("tensors", static_cast<double>(live().tensors));
   counts.Set("models", static_cast<double>(live().models));
   counts.Set("optimizers", static_cast<double>(live().optimizers));
+  counts.Set("communicators", static_cast<double>(live().communicators));
   counts.Set("devices", static_cast<double>(live().devices));
   counts.Set("collected", static_cast<double>(live().collected));
   return counts;

@@ -97,6 +97,7 @@ struct DeviceThread::State {
   }
 
   static void loop(const std::shared_ptr<State>& state);
+  static void finish(const Entry& entry);
   void stop();
 };
 
@@ -166,12 +167,28 @@ void DeviceThread::State::loop(const std::shared_ptr<State>& state) {
       state->running = entry.job;
     }
     run(*entry.job);
-    entry.home->deliver(entry.job);
+    finish(entry);
     const std::lock_guard lock(state->mutex);
     state->running = nullptr;
     // The entry goes after the lock: with a job may go the last handle of this very device, whose end takes
     // the lock.
   }
+}
+
+/// Delivers the job, or sends it to where its rest is done.
+void DeviceThread::State::finish(const Entry& entry) {
+  Job& job = *entry.job;
+  if (job.rest && !job.error) {
+    job.work = std::move(job.rest);
+    const auto other = std::move(job.rest_on);
+    try {
+      return other->post(entry.job, entry.home);
+    } catch (...) {
+      job.error = std::current_exception();
+      job.work = nullptr;
+    }
+  }
+  entry.home->deliver(entry.job);
 }
 
 Napi::Error to_js_error(Napi::Env env, const std::exception_ptr& error) {

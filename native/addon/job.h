@@ -14,9 +14,13 @@
 
 namespace danceflux::addon {
 
-/// One job. `work` runs on the device thread, `settle` on the JavaScript thread that asked.
+class DeviceThread;
+
+/// One job. `work` runs on the device thread, `result` on the JavaScript thread that asked. When `work`
+/// leaves a `rest`, the job goes on with that on another thread: waiting, which must not hold up the device.
 struct Job {
-  std::function<void()> work;
+  std::function<void()> work, rest;
+  std::shared_ptr<DeviceThread> rest_on;
   std::function<Napi::Value(Napi::Env)> result;
   std::atomic<bool> cancelled{false};
   std::exception_ptr error;

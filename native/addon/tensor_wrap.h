@@ -2,7 +2,9 @@
 #pragma once
 #include <napi.h>
 
+#include <functional>
 #include <memory>
+#include <vector>
 
 #include "addon/job.h"
 #include "backend/backend.h"
@@ -13,11 +15,13 @@ namespace danceflux::addon {
 struct OpenDevice {
   std::shared_ptr<Backend> backend;
   std::shared_ptr<DeviceThread> thread;
+  /// What else must stop when the device is disposed, on the JavaScript thread that does it.
+  std::vector<std::function<void()>> at_end;
 };
 
 /// How many handles are alive, process-wide, and how many the garbage collector had to clean up.
 struct LiveCounters {
-  std::atomic<std::int64_t> tensors{0}, models{0}, optimizers{0}, devices{0}, collected{0};
+  std::atomic<std::int64_t> tensors{0}, models{0}, optimizers{0}, communicators{0}, devices{0}, collected{0};
 };
 LiveCounters& live();
 

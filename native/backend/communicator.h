@@ -24,8 +24,10 @@ enum class CollectiveReduce : std::uint8_t { sum, max };
 
 struct ReduceArgs {
   CollectiveReduce op = CollectiveReduce::sum;
-  /// Sum over ranks in one fixed pairwise tree, ((0 + 1) + (2 + 3)) + ..., so that the bits depend on neither
-  /// the engine nor, for a power of two, on where a sum is cut into ranks. Otherwise any fixed order.
+  /// Sum over ranks in one fixed pairwise tree, so that the bits depend on neither the engine nor, for a
+  /// power of two, on where a sum is cut into ranks. Otherwise any fixed order. Neighbours are added, then
+  /// the sums of neighbours, and one that is left over at the end waits for the next round:
+  ///   4: (0 + 1) + (2 + 3)      5: ((0 + 1) + (2 + 3)) + 4      7: ((0 + 1) + (2 + 3)) + ((4 + 5) + 6)
   bool ordered = false;
 };
 
@@ -48,6 +50,12 @@ class Communicator {
   virtual Event barrier() = 0;
   /// From any thread: what is under way and what comes later fails with `reason`. Idempotent.
   virtual void abort(const std::string& reason) = 0;
+};
+
+struct CommunicatorOptions {
+  int rank = 0, size = 1;
+  double timeout_seconds = 300;       // longest wait for another rank
+  std::string engine_options = "{}";  // the engine's own, a JSON object (backend/options.h)
 };
 
 /// How ranks become a communicator: each makes an offer, a rendezvous brings everybody's offers to everybody,

@@ -10,8 +10,11 @@
 #include <mutex>
 #include <set>
 #include <sstream>
+#include <utility>
 
 #include "backend/backend.h"
+#include "backend/communicator.h"
+#include "backend/cpu/collective.h"
 #include "backend/cpu/cpu_backend.h"
 #include "backend/options.h"
 #include "backend/plugin.h"
@@ -21,7 +24,9 @@
 namespace danceflux {
 namespace {
 
-constexpr const char* kKnownPlugins[] = {"ascend", "cuda"};
+constexpr const char* kKnownPlugins[] = {"ascend", "cuda", "gloo"};
+// Engines of collectives and the plugins that bring them, where the names differ.
+constexpr std::pair<const char*, const char*> kEngines[] = {{"hccl", "ascend"}, {"nccl", "cuda"}};
 constexpr std::string_view kFilePrefix = "danceflux_", kFileSuffix = ".so";
 
 std::vector<std::string> split(const std::string& text, char separator) {
@@ -86,6 +91,9 @@ bool disabled(const std::string& name) {
                      [&](const std::string& entry) { return entry == name || entry == "all"; });
 }
 
+/// Before its file is opened, only the names that this project knows tell what a plugin is.
+bool known_for_collectives(const std::string& name) { return name == "gloo"; }
+
 struct Plugin {
   const PluginInfo* info = nullptr;  // set when READY
   BackendReport report;
@@ -127,7 +135,8 @@ void read_probe(const PluginInfo& info, Plugin& plugin) {
   found.message[sizeof found.message - 1] = found.hint[sizeof found.hint - 1] = '\0';
   plugin.report.message = found.message;
   plugin.report.hint = found.hint;
-  if (found.state == ProbeState::ready && found.devices > 0) {
+  plugin.report.collectives = !info.create;
+  if (found.state == ProbeState::ready && (found.devices > 0 || !info.create)) {
     plugin.report.state = "READY";
     plugin.report.devices = found.devices;
     plugin.info = &info;
@@ -140,6 +149,7 @@ Plugin load_plugin(const std::string& name, const std::string& path) {
   Plugin plugin;
   BackendReport& report = plugin.report;
   report.name = name;
+  report.collectives = known_for_collectives(name);
   // NOW: a symbol that is missing shows here and not in the middle of a training run.
   void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!handle) {
@@ -159,7 +169,8 @@ Plugin load_plugin(const std::string& name, const std::string& path) {
     report.message = path + ": expected plugin abi " + std::to_string(DANCEFLUX_PLUGIN_ABI) + ", got " +
                      std::to_string(info->abi);
     report.hint = "install the plugin of the same version, or rebuild it: npm run build:native";
-  } else if (!info->name || name != info->name || !info->probe || !info->create) {
+  } else if (!info->name || name != info->name || !info->probe ||
+             (!info->create && !info->create_communicator)) {
     report.message = path + ": expected a plugin named " + name + " with probe and create, got " +
                      (info->name ? info->name : "no name");
   } else {
@@ -169,9 +180,12 @@ Plugin load_plugin(const std::string& name, const std::string& path) {
 }
 
 BackendReport not_shipped(const std::string& name) {
-  return {name, "PLUGIN_NOT_SHIPPED", 0,
+  return {name,
+          "PLUGIN_NOT_SHIPPED",
+          0,
           "no " + std::string(kFilePrefix) + name + std::string(kFileSuffix) + " in " + list_folders(),
-          "a folder that has it can be named in DANCEFLUX_PLUGIN_PATH"};
+          "a folder that has it can be named in DANCEFLUX_PLUGIN_PATH",
+          known_for_collectives(name)};
 }
 
 /// Opened plugins by path. Never destroyed: threads may still run in them while the process ends.
@@ -187,9 +201,22 @@ Plugin find_plugin(const std::string& name) {
   if (disabled(name))
     return {nullptr,
             {name, "DISABLED_BY_USER", 0, "DANCEFLUX_DISABLE_BACKENDS names it",
-             "unset DANCEFLUX_DISABLE_BACKENDS"}};
+             "unset DANCEFLUX_DISABLE_BACKENDS", known_for_collectives(name)}};
   const std::string path = plugin_path(name);
   return path.empty() ? Plugin{nullptr, not_shipped(name)} : opened_plugin(name, path);
+}
+
+bool is_plugin_name(const std::string& name) {
+  return !name.empty() &&
+         name.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789_") == std::string::npos;
+}
+
+/// Throws the plugin's state when it cannot be used.
+Plugin ready_plugin(const std::string& name) {
+  Plugin plugin = find_plugin(name);
+  if (!plugin.info)
+    throw Error("ERR_" + plugin.report.state, name + ": " + plugin.report.message, plugin.report.hint);
+  return plugin;
 }
 
 std::shared_ptr<Backend> open_built_in(int index, const std::string& options_json) {
@@ -213,17 +240,37 @@ std::vector<BackendReport> probe_backends() {
 
 std::shared_ptr<Backend> open_backend(const std::string& name, int index, const std::string& options_json) {
   if (name == "cpu") return open_built_in(index, options_json);
-  require(
-      !name.empty() && name.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789_") == std::string::npos,
-      "ERR_DEVICE", "device: expected a name such as cpu, cuda or ascend, got ", name);
-  const Plugin plugin = find_plugin(name);
-  if (!plugin.info)
-    throw Error("ERR_" + plugin.report.state, name + ": " + plugin.report.message, plugin.report.hint);
+  require(is_plugin_name(name), "ERR_DEVICE", "device: expected a name such as cpu, cuda or ascend, got ",
+          name);
+  const Plugin plugin = ready_plugin(name);
+  require(plugin.info->create != nullptr, "ERR_DEVICE", name,
+          ": expected a device, got an engine of collectives");
   require(index >= 0 && index < plugin.report.devices, "ERR_DEVICE", name, ": expected a device from 0 to ",
           plugin.report.devices - 1, ", got ", index);
   std::shared_ptr<Backend> backend(plugin.info->create(index, options_json.c_str()));
   require(backend != nullptr, "ERR_PLUGIN_BAD", name, ": its create() returned nothing");
   return backend;
+}
+
+std::unique_ptr<CommunicatorSetup> make_communicator_setup(const std::string& engine,
+                                                           const std::shared_ptr<Backend>& device,
+                                                           const CommunicatorOptions& options) {
+  require(options.size >= 1 && options.rank >= 0 && options.rank < options.size, "ERR_OPTION",
+          "communicator: expected a rank below its size, got rank ", options.rank, " of ", options.size);
+  require(options.timeout_seconds > 0, "ERR_OPTION", "communicator: expected a timeout above 0 s, got ",
+          options.timeout_seconds);
+  if (engine == "shared-memory") return cpu::make_shared_memory_setup(device, options);
+  require(is_plugin_name(engine), "ERR_OPTION",
+          "engine: expected shared-memory, gloo, nccl, hccl or a plugin's name, got ", engine);
+  std::string name = engine;
+  for (const auto& [known, brought_by] : kEngines)
+    if (engine == known) name = brought_by;
+  const Plugin plugin = ready_plugin(name);
+  require(plugin.info->create_communicator != nullptr, "ERR_OPTION",
+          "engine: expected an engine of collectives, got ", name, ", which has none");
+  std::unique_ptr<CommunicatorSetup> setup(plugin.info->create_communicator(device, options));
+  require(setup != nullptr, "ERR_PLUGIN_BAD", name, ": its create_communicator() returned nothing");
+  return setup;
 }
 
 }  // namespace danceflux

@@ -10,6 +10,7 @@
 #include "backend/registry.h"
 #include "core/error.h"
 #include "harness.h"
+#include "ranks.h"
 
 using namespace danceflux;
 
@@ -64,7 +65,7 @@ TEST("registry: every missing vendor library is told, with what brings it") {
 TEST("registry: another abi, no device, old driver, no entry, another name") {
   const PluginPath path;
   CHECK_EQ(report_of("old_abi").state, "PLUGIN_ABI");
-  CHECK(contains(report_of("old_abi").message, "expected plugin abi 1, got 42"));
+  CHECK(contains(report_of("old_abi").message, "expected plugin abi 2, got 43"));
   CHECK_EQ(report_of("no_device").state, "NO_DEVICE");
   CHECK_EQ(report_of("no_device").hint, "is the device passed into the container?");
   CHECK_EQ(report_of("old_driver").state, "DRIVER_TOO_OLD");
@@ -100,6 +101,21 @@ TEST("registry: a plugin that works computes") {
   twin->download(back, x);
   CHECK_EQ(back[2], 9.0f);
   CHECK_THROWS("ERR_DEVICE", open_backend("twin", 2, "{}"));
+}
+
+TEST("registry: a plugin may bring collectives and no devices") {
+  const PluginPath path;
+  const BackendReport report = report_of("relay");
+  CHECK_EQ(report.state, "READY");
+  CHECK(report.collectives && report.devices == 0 && !report_of("twin").collectives);
+  CHECK_THROWS("ERR_DEVICE", open_backend("relay", 0, "{}"));
+  CHECK_THROWS("ERR_OPTION", make_communicator_setup("twin", open_backend("cpu", 0, "{}"), {}));
+  test::on_threads(2, {.engine = "relay"}, [](const test::Rank& rank) {
+    const Tensor x = rank.device.empty({3});
+    rank.device.fill(x, static_cast<float>(rank.rank + 1));
+    rank.wait(rank.communicator.all_reduce(x, {}));
+    CHECK_EQ(x.data<float>()[2], 3.0f);
+  });
 }
 
 TEST("exceptions cross from a plugin, from the engine and between threads") {

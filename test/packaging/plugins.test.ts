@@ -35,6 +35,7 @@ describe.skipIf(!existsSync(plugins))("backends that are plugins, through the do
       old_driver: "DRIVER_TOO_OLD",
       no_entry: "PLUGIN_BAD",
       twin: "READY",
+      relay: "READY",
     });
     const needy = reports.find(({ name }) => name === "needy");
     expect(needy?.message).toContain("libdanceflux_fake_vendor.so.1, libdanceflux_fake_collectives.so.2");

@@ -5,6 +5,7 @@
 
 #include "backend/backend.h"
 #include "backend/cpu/parallel.h"
+#include "backend/host_event.h"
 #include "backend/pool.h"
 
 namespace danceflux::cpu {
@@ -38,7 +39,8 @@ class CpuBackend final : public Backend {
   void download(void* host, const Tensor& tensor) override;
   void synchronize() override {}
   Event record() override { return {}; }
-  void wait(const Event&) override {}
+  /// Of what other threads do for this device; blocks.
+  void wait(const Event& event) override { wait_for_host(event); }
 
   void copy(const Tensor& out, const Tensor& x) override;
   void fill(const Tensor& out, float value) override;

@@ -4,40 +4,20 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <optional>
 #include <thread>
 #include <vector>
 
+#include "backend/waiting.h"
+
 namespace danceflux::cpu {
 namespace {
 
 // Longer than the gap between two ops of a running job, shorter than anything a person or an event loop
 // notices.
-constexpr auto kSpin = std::chrono::microseconds(30);
-
-inline void pause_core() {
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
-/// Spins until `ready()` or until kSpin has passed; says which.
-template <class Ready>
-bool spin_until(Ready ready) {
-  const auto limit = std::chrono::steady_clock::now() + kSpin;
-  do {
-    for (int turn = 0; turn < 32; ++turn) {
-      if (ready()) return true;
-      pause_core();
-    }
-  } while (std::chrono::steady_clock::now() < limit);
-  return false;
-}
+constexpr std::chrono::microseconds kSpin{30};
 
 int allowed_cores() {
   cpu_set_t mask;
@@ -93,7 +73,7 @@ void ThreadPool::Shared::sleep_until_work() {
 
 void ThreadPool::Shared::serve(int worker) {
   while (!stop.load()) {
-    if (!spin_until([&] { return unclaimed.load() > 0 || stop.load(); })) sleep_until_work();
+    if (!spin_until(kSpin, [&] { return unclaimed.load() > 0 || stop.load(); })) sleep_until_work();
     drain(worker);
   }
 }
@@ -128,7 +108,7 @@ void ThreadPool::run(std::int64_t tasks, TaskFunction body) {
     shared.work.notify_all();
   }
   shared.drain(0);
-  if (spin_until([&] { return shared.finished.load() == tasks; })) return;
+  if (spin_until(kSpin, [&] { return shared.finished.load() == tasks; })) return;
   shared.caller_sleeps.store(true);
   std::unique_lock lock(shared.mutex);
   shared.done.wait(lock, [&] { return shared.finished.load() == tasks; });
