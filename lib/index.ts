@@ -9,6 +9,11 @@
  */
 
 export { Device, openDevice } from "./device.js";
+export { type CompareOptions, compareConfigs } from "./distributed/compare.js";
+export { type GroupOptions, initGroup } from "./distributed/group.js";
+export { type LaunchEvent, type LaunchOptions, type LaunchResult, launch } from "./distributed/launch.js";
+export type { CollectiveOptions, CpuCollectiveOptions, HcclRdmaOptions } from "./distributed/options.js";
+export type { Group } from "./distributed/types.js";
 export { DanceError, type DanceErrorOptions } from "./errors.js";
 export type {
   CompatConfig,

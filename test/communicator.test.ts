@@ -1,8 +1,8 @@
 // Communicators through the door: ranks that are processes, and what happens to handles and jobs.
 import { describe, expect, it } from "vitest";
 import { type CommunicatorOptions, type NativeCommunicator, native } from "../lib/native.js";
-import { type Answer, call, connectRanks, endRanks } from "./support/ranks.js";
 import { testDevice } from "./support/device.js";
+import { type Answer, call, connectRanks, endRanks } from "./support/ranks.js";
 
 const device = testDevice({ threads: 1 });
 const upload = (...values: number[]) =>

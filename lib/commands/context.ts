@@ -14,10 +14,17 @@ export class CommandContext {
   status = 0;
   /** It ended with an error. */
   failed = false;
+  /** Names of all commands. */
+  readonly #commands: () => readonly string[];
   readonly #streams: Streams;
 
-  constructor(streams: Streams) {
+  constructor(streams: Streams, commands: () => readonly string[] = () => []) {
     this.#streams = streams;
+    this.#commands = commands;
+  }
+
+  isCommand(name: string): boolean {
+    return this.#commands().includes(name);
   }
 
   get streams(): Streams {

@@ -7,6 +7,7 @@ import { addAlign } from "./align.js";
 import { addBuild } from "./build.js";
 import { CommandContext } from "./context.js";
 import { addDoctor } from "./doctor.js";
+import { addLaunch } from "./launch.js";
 import { Output, STATUS, type Streams, statusOf } from "./output.js";
 import { addPlan } from "./plan.js";
 import { addReport } from "./report.js";
@@ -14,7 +15,17 @@ import { addSample } from "./sample.js";
 import { addScore } from "./score.js";
 import { addTrain } from "./train.js";
 
-const COMMANDS = [addDoctor, addTrain, addSample, addScore, addAlign, addReport, addPlan, addBuild];
+const COMMANDS = [
+  addDoctor,
+  addTrain,
+  addLaunch,
+  addSample,
+  addScore,
+  addAlign,
+  addReport,
+  addPlan,
+  addBuild,
+];
 
 const MORE = `
 Exit status: 0 done, 1 failed, 2 wrong usage. Every command has --help with an example, and --json for machines.
@@ -22,6 +33,7 @@ Exit status: 0 done, 1 failed, 2 wrong usage. Every command has --help with an e
 Examples:
   danceflux doctor
   danceflux train models/tiny-shapes/demo.json
+  danceflux launch --nproc-per-node 2 -- train models/tiny-shapes/demo.json
   danceflux sample runs/demo --prompt "two red circles on a gray background"`;
 
 /** commander's complaint in our words, with the nearest known option or command. */
@@ -42,8 +54,9 @@ const withInner = (command: Command): Command[] => [command, ...command.commands
 
 /** Runs one command line. @returns the exit status; nothing is thrown. */
 export async function main(argv: readonly string[], streams: Streams = process): Promise<number> {
-  const context = new CommandContext(streams);
-  const program = new Command("danceflux")
+  const program = new Command("danceflux");
+  const context = new CommandContext(streams, () => program.commands.map((command) => command.name()));
+  program
     .description("Fine-tune FLUX text-to-image models with DanceGRPO: CPU, CUDA and Ascend")
     .version(version(), "-v, --version", "print the version")
     .helpOption("-h, --help", "print help")

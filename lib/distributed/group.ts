@@ -42,14 +42,18 @@ export interface GroupOptions extends PlaceOptions {
 }
 
 /** A number of seconds from an option, a variable, or the default. */
-function seconds(option: number | undefined, name: string, env: Environment, standard: number): number {
-  const text = env[name];
+function seconds(
+  options: GroupOptions,
+  name: "timeoutSeconds" | "silenceSeconds",
+  env: Environment,
+  standard: number,
+): number {
+  const variable = name === "timeoutSeconds" ? "DANCEFLUX_TIMEOUT_SECONDS" : "DANCEFLUX_SILENCE_SECONDS";
+  const [option, text] = [options[name], env[variable]];
   const value = option ?? (text ? Number(text) : standard);
   if (Number.isFinite(value) && value > 0 && value <= 2_000_000) return value;
-  throw new DanceError(
-    "ERR_OPTION",
-    `group: ${option === undefined ? name : "seconds"}: expected a number above 0, got ${option ?? text}`,
-  );
+  const what = option === undefined ? variable : name;
+  throw new DanceError("ERR_OPTION", `group: ${what}: expected a number above 0, got ${option ?? text}`);
 }
 
 /** A group of one: no network, the same rules. */
@@ -208,8 +212,8 @@ interface Settings {
 function readSettings(options: GroupOptions, env: Environment): Settings {
   checkCollectiveOptions(options.collectives ?? {});
   return {
-    timeoutSeconds: seconds(options.timeoutSeconds, "DANCEFLUX_TIMEOUT_SECONDS", env, 600),
-    silenceSeconds: seconds(options.silenceSeconds, "DANCEFLUX_SILENCE_SECONDS", env, 60),
+    timeoutSeconds: seconds(options, "timeoutSeconds", env, 600),
+    silenceSeconds: seconds(options, "silenceSeconds", env, 60),
     warn: options.onWarning ?? ((message) => void process.stderr.write(`danceflux: ${message}\n`)),
   };
 }

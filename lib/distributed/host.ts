@@ -11,14 +11,15 @@ const attempt = (read: () => string): string => {
 };
 
 /**
- * Equal for all processes of one host, and for no others: the kernel's boot, the host's name, the network namespace, and the file system
- * that shared memory lives in. Containers of one machine are hosts of their own unless they share all four.
+ * Equal for all processes of one host, and for no others: the kernel's boot, the host's name, the namespaces of network and of process
+ * numbers, and the file system that shared memory lives in. Containers of one machine are hosts of their own unless they share all of it.
  */
 export function hostKey(): string {
   return [
     attempt(() => readFileSync("/proc/sys/kernel/random/boot_id", "utf8")),
     hostname(),
     attempt(() => readlinkSync("/proc/self/ns/net")),
+    attempt(() => readlinkSync("/proc/self/ns/pid")),
     attempt(() => String(statSync("/dev/shm").dev)),
   ].join(" ");
 }

@@ -1,10 +1,10 @@
 // One rank: exchanges round after round until something happens to it. The place comes from the environment.
-// node group-child.mjs DIST ACTION CULPRIT
-// ACTION is what rank CULPRIT does after two rounds: kill, stop, throw, reject, exit, late, config; none: all end after three rounds.
+// node group-child.mjs DIST ACTION CULPRIT [ENGINE]: with an engine each round sums over all ranks on the CPU too
+// ACTION is what rank CULPRIT does after two rounds: kill, stop, throw, reject, exit, late, config, hold, absent, killInSum; none: all end after three rounds.
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 
-const [dist, action, culprit] = process.argv.slice(2);
+const [dist, action, culprit, engine] = process.argv.slice(2);
 const load = (path) => import(pathToFileURL(join(dist, path)).href);
 const { initGroup } = await load("distributed/group.js");
 const { compareConfigs } = await load("distributed/compare.js");
@@ -27,11 +27,29 @@ const acts = {
   exit: () => process.exit(7),
   late: () => wait(4000),
   hold: () => wait(60_000),
+  // Alive, and yet not there when the others compute.
+  absent: async () => {
+    await group.exchange("round 2", 0);
+    await wait(60_000);
+  },
+  killInSum: async () => {
+    await group.exchange("round 2", 0);
+    process.kill(process.pid, "SIGKILL");
+  },
 };
 
 let group;
+const device = engine && (await load("device.js")).openDevice("cpu", { threads: 1 });
+/** Sum over all ranks of this rank's number plus one. */
+async function sum(rank) {
+  const tensor = await device.handle.upload(new Float32Array([rank + 1, 10]), [2]).promise;
+  await group.communicator.allReduce(tensor, { op: "sum", ordered: true }).promise;
+  const values = await tensor.download().promise;
+  tensor.dispose();
+  return [...values];
+}
 try {
-  group = await initGroup();
+  group = await initGroup({ ...(device ? { device, engine } : {}) });
   const { rank, size, localRank, localSize } = group;
   say({ rank, size, localRank, localSize });
   const own = rank === Number(culprit);
@@ -40,12 +58,16 @@ try {
   for (let round = 0; round < 3; round++) {
     if (own && round === 2) await acts[action]?.();
     const values = await group.exchange(`round ${round}`, rank);
-    say({ round, values });
+    say({ round, values, ...(device ? { sum: await sum(rank) } : {}) });
   }
   await group.close();
+  device?.dispose();
   say({ done: true });
 } catch (error) {
   if (error.message.startsWith("no luck")) throw error;
   say({ error: error.message, code: error.code, failed: group?.failed.reason?.message });
+  group?.abort(error.message);
+  await group?.close();
+  device?.dispose();
   process.exitCode = 1;
 }

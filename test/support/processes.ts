@@ -42,8 +42,8 @@ afterAll(() => {
 export interface Started {
   child: ChildProcess;
   ended: Promise<Ended>;
-  /** Resolves once stdout or stderr holds this. */
-  said(text: string): Promise<void>;
+  /** Resolves once stdout and stderr hold this so many times. */
+  said(text: string, times?: number): Promise<void>;
 }
 
 /** The environment of the test without the variables that name a place. */
@@ -80,11 +80,12 @@ export function start(command: string, args: string[], env: Record<string, strin
       done({ code, signal, out, error, milliseconds, lines: lines.map((line) => JSON.parse(line)) });
     });
   });
-  const said = async (text: string) => {
-    if (out.includes(text) || error.includes(text)) return;
+  const said = async (text: string, times = 1) => {
+    const enough = () => `${out}\n${error}`.split(text).length > times;
+    if (enough()) return;
     await new Promise<void>((done, fail) => {
       const watcher = () => {
-        if (!out.includes(text) && !error.includes(text)) return;
+        if (!enough()) return;
         watchers.delete(watcher);
         done();
       };
