@@ -1,6 +1,7 @@
 // Options of collectives: the table, what beats what, what determinism asks for.
 import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
+import { openDevice } from "../../lib/device.js";
 import {
   COLLECTIVE_OPTIONS,
   type CollectiveOptions,
@@ -83,6 +84,11 @@ describe("an option", () => {
     expect(() => checkCollectiveOptions(options as CollectiveOptions)).toThrow(
       expect.objectContaining(expected),
     );
+  });
+
+  it("of determinism may be given to every device", () => {
+    using device = openDevice("cpu", { determinism: "run-to-run" });
+    expect(device.options.determinism).toBe("run-to-run");
   });
 
   it("may be given to the device as well", () => {
