@@ -53,9 +53,12 @@ export class Device implements Disposable {
  * `ERR_DEVICE` when there is no such device here, with the reason.
  */
 export function openDevice(name = "cpu", options: DeviceOptions = {}): Device {
-  const checked = checkDeviceOptions(name, options);
+  const { determinism, ...checked } = checkDeviceOptions(name, options);
+  // The CPU is always strict, and its engine knows no such option.
+  const told =
+    determinism === undefined || name.split(":")[0] === "cpu" ? checked : { determinism, ...checked };
   try {
-    return new Device(native().openDevice(name, JSON.stringify(checked)), options);
+    return new Device(native().openDevice(name, JSON.stringify(told)), options);
   } catch (error) {
     throw DanceError.from(error);
   }

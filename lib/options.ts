@@ -22,7 +22,10 @@ export type { HcclOptions, NcclOptions };
 export type Determinism = "off" | "run-to-run" | "strict";
 
 export interface CpuOptions {
-  /** Threads of the device. 0: as many as the affinity mask of the process allows (default). Environment: `DANCEFLUX_THREADS`. */
+  /**
+   * Threads of the device. 0: as many as the affinity mask of the process allows (default). Environment: `DANCEFLUX_THREADS`, which
+   * `danceflux launch` sets to each rank's share.
+   */
   threads?: number;
   /** Instruction set: `portable`, `avx2`, `avx512`, `neon`; default the best that the machine has. Environment: `DANCEFLUX_ISA`. */
   isa?: string;

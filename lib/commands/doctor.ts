@@ -2,6 +2,7 @@
 import { availableParallelism, cpus, freemem, totalmem } from "node:os";
 import type { Command } from "commander";
 import { openDevice } from "../device.js";
+import { DETERMINISM_TABLE, explainDeterminism, guarantees } from "../distributed/determinism.js";
 import { DanceError } from "../errors.js";
 import { type BackendReport, native } from "../native.js";
 import { findAddon, glibcFloor, hostFacts, NODE_API_LEVEL } from "../native-loader.js";
@@ -16,7 +17,8 @@ Exit status 1 when the engine does not load or has no CPU.
 
 Examples:
   danceflux doctor
-  danceflux doctor --json | jq .backends`;
+  danceflux doctor --json | jq .backends
+  danceflux doctor --explain determinism`;
 
 /** Variables that change what is found or how it runs. */
 const VARIABLE = /^(DANCEFLUX_|PREBUILDS_ONLY$|HCCL_|ASCEND_|CUDA_VISIBLE_DEVICES$|NCCL_)/;
@@ -115,15 +117,39 @@ function told(found: Diagnosis): string {
   return [...lines, ...backends, ...problem].join("\n");
 }
 
+/** Tables that `--explain` prints. */
+const TOPICS: Record<string, (output: Output) => void> = {
+  determinism(output) {
+    const found = guarantees(findEngine().backends);
+    output.result(
+      { determinism: { sources: DETERMINISM_TABLE, backends: found } },
+      explainDeterminism(found),
+    );
+  },
+};
+
+function explain(topic: string, output: Output): void {
+  if (!Object.hasOwn(TOPICS, topic)) {
+    const known = Object.keys(TOPICS).join(", ");
+    throw new DanceError("ERR_USAGE", `--explain: expected ${known}, got ${topic}`);
+  }
+  TOPICS[topic]!(output);
+}
+
 export function addDoctor(program: Command, context: CommandContext): void {
   program
     .command("doctor")
     .summary(SUMMARY)
     .description(SUMMARY)
+    .option("--explain <topic>", "explain instead: determinism")
     .option("--json", "tell everything as one JSON object on stdout")
     .addHelpText("after", MORE)
     .action(
-      context.action(async (_options: object, output: Output) => {
+      context.action(async ({ explain: topic }: { explain?: string }, output: Output) => {
+        if (topic !== undefined) {
+          explain(topic, output);
+          return;
+        }
         const found = diagnose();
         const ready = found.backends.some(({ name, state }) => name === "cpu" && state === "READY");
         if (!ready || found.cpu.error) context.status = STATUS.failed;

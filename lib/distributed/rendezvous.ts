@@ -47,6 +47,10 @@ interface Waiting {
 const failure = (message: string, hint?: string, cause?: unknown): DanceError =>
   new DanceError("ERR_COMMUNICATION", message, { ...(hint ? { hint } : {}), ...(cause ? { cause } : {}) });
 
+/** Why an exchange cannot be, with its name unless the reason tells it. */
+const failedIn = (name: string, reason: string): DanceError =>
+  failure(reason.includes(`"${name}"`) ? reason : `exchange "${name}": ${reason}`);
+
 /** Refused by a server that answers: no second try. */
 class Refusal extends DanceError {}
 
@@ -142,7 +146,7 @@ export class Rendezvous {
     const waiting = [...this.#waiting];
     for (const [sequence, { name, reject }] of waiting) {
       this.#settle(sequence);
-      reject(failure(reason.includes(`"${name}"`) ? reason : `exchange "${name}": ${reason}`));
+      reject(failedIn(name, reason));
     }
     this.#controller.abort(failure(reason));
     this.#heartbeat.stop();
@@ -163,7 +167,7 @@ export class Rendezvous {
         `exchange "${name.slice(0, 40)}": expected at most ${MAX_NAME} characters of name and ${MAX_VALUE} of value, got ${what}`,
       );
     }
-    if (this.failed.aborted) throw this.failed.reason;
+    if (this.failed.aborted) throw failedIn(name, (this.failed.reason as DanceError).message);
     if (this.#left) throw failure(`exchange "${name}": expected to be called before this rank left`);
     const sequence = this.#begun++;
     return new Promise((resolve, reject) => {

@@ -1,5 +1,7 @@
 // Options of collectives: the table, what beats what, what determinism asks for.
+import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
+import { openDevice } from "../../lib/device.js";
 import {
   COLLECTIVE_OPTIONS,
   type CollectiveOptions,
@@ -35,6 +37,15 @@ describe("the table", () => {
       if (value !== undefined) expect(row.check(value)).toBe(true);
     },
   );
+
+  it("is in the manual, row by row", () => {
+    const manual = readFileSync(new URL("../../docs/distributed.md", import.meta.url), "utf8");
+    for (const { family, name, variable, default: standard, way } of rows) {
+      const line = manual.split("\n").find((each) => each.startsWith(`| \`${family}.${name}\``));
+      expect(line, `${family}.${name}`).toBeDefined();
+      for (const part of [variable, standard, way]) expect(line).toContain(part);
+    }
+  });
 
   it("is what the levels ask of", () => {
     for (const family of families)
@@ -73,6 +84,11 @@ describe("an option", () => {
     expect(() => checkCollectiveOptions(options as CollectiveOptions)).toThrow(
       expect.objectContaining(expected),
     );
+  });
+
+  it("of determinism may be given to every device", () => {
+    using device = openDevice("cpu", { determinism: "run-to-run" });
+    expect(device.options.determinism).toBe("run-to-run");
   });
 
   it("may be given to the device as well", () => {

@@ -127,7 +127,9 @@ describe("an exchange", () => {
     expect(error).toMatchObject({ code: "ERR_COMMUNICATION" });
     expect(error.message).toMatch(/rank 2: ended by itself.*the reward failed: no luck/);
     expect(await reasonOf(ranks[1]!.failed)).toMatch(/rank 2: ended by itself/);
-    await expect(ranks[1]!.exchange("images", "1")).rejects.toThrow("rank 2");
+    await expect(ranks[1]!.exchange("later", "1")).rejects.toThrow(
+      'exchange "later": rank 2: ended by itself',
+    );
   });
 
   it("carries a notice to all others", async () => {
