@@ -45,7 +45,7 @@ void DeviceWrap::define(Napi::Env env) {
                                          InstanceMethod<&W::create_optimizer>("createOptimizer"),
                                          InstanceMethod<&W::observe>("observe"),
                                          InstanceMethod<&W::observe_level>("observeLevel"),
-           InstanceMethod<&W::observe_stage>("observeStage"),
+                                         InstanceMethod<&W::observe_stage>("observeStage"),
                                          InstanceMethod<&W::observe_tensor>("observeTensor"),
                                          InstanceMethod<&W::observed_lines>("observed"),
                                          InstanceMethod<&W::dispose>("dispose")}));

@@ -76,8 +76,8 @@ Napi::Value DeviceWrap::observe_stage(const Napi::CallbackInfo& info) {
     const std::string name = to_string(info[0], "stage");
     const std::string inside = info[1].IsUndefined() ? name : to_string(info[1], "inside");
     return submit(
-        info.Env(), *device->thread,
-        [device, name, inside] { recorder_of(*device).stage(name, inside); }, undefined);
+        info.Env(), *device->thread, [device, name, inside] { recorder_of(*device).stage(name, inside); },
+        undefined);
   });
 }
 

@@ -128,7 +128,8 @@ void add_sums(float* x, std::size_t count, std::size_t within, std::uint64_t blo
   }
   measure.sum += total(sums.sum);
   measure.squares += total(sums.squares);
-  for (std::size_t k = 0; k < kSketches; ++k) measure.sketch[k] += block_sign(block, k) * total(sums.sketch[k]);
+  for (std::size_t k = 0; k < kSketches; ++k)
+    measure.sketch[k] += block_sign(block, k) * total(sums.sketch[k]);
 }
 
 void add_block(float* x, std::size_t count, std::uint64_t position, Measure& measure) {

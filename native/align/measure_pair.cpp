@@ -39,7 +39,8 @@ DANCEFLUX_WIDER void gather(const float* __restrict x, const float* __restrict y
     }
     for (std::size_t lane = 0; lane < kLanes; ++lane) {
       const float size = std::fabs(x[i + lane] - y[i + lane]), scale = std::fabs(y[i + lane]);
-      // An error beside an exact zero is measured by the smallest step of a double at 1, as the usual tools do.
+      // An error beside an exact zero is measured by the smallest step of a double at 1, as the usual tools
+      // do.
       const float share = size / (scale > 0 ? scale : 2.220446e-16f);
       sums.most[lane] = size > sums.most[lane] ? size : sums.most[lane];
       sums.relative[lane] = share > sums.relative[lane] ? share : sums.relative[lane];
@@ -50,24 +51,27 @@ DANCEFLUX_WIDER void gather(const float* __restrict x, const float* __restrict y
 }
 
 /// The histogram's bucket of each pair: the exponent of the distance in the last place.
-DANCEFLUX_WIDER void buckets(const std::uint32_t* __restrict a, const std::uint32_t* __restrict b, std::size_t count,
-                             std::uint32_t sign, std::uint8_t* __restrict out) {
+DANCEFLUX_WIDER void buckets(const std::uint32_t* __restrict a, const std::uint32_t* __restrict b,
+                             std::size_t count, std::uint32_t sign, std::uint8_t* __restrict out) {
   for (std::size_t i = 0; i < count; ++i) {
-    const auto size_a = static_cast<std::int32_t>(a[i] & (sign - 1)), size_b = static_cast<std::int32_t>(b[i] & (sign - 1));
+    const auto size_a = static_cast<std::int32_t>(a[i] & (sign - 1)),
+               size_b = static_cast<std::int32_t>(b[i] & (sign - 1));
     const std::int32_t left = a[i] & sign ? -size_a : size_a, right = b[i] & sign ? -size_b : size_b;
     // Unsigned: numbers of two signs may be almost 2^32 apart.
-    const std::uint32_t distance = left > right ? static_cast<std::uint32_t>(left) - static_cast<std::uint32_t>(right)
-                                                : static_cast<std::uint32_t>(right) - static_cast<std::uint32_t>(left);
+    const std::uint32_t distance = left > right
+                                       ? static_cast<std::uint32_t>(left) - static_cast<std::uint32_t>(right)
+                                       : static_cast<std::uint32_t>(right) - static_cast<std::uint32_t>(left);
     // 3..4 -> 2, 5..8 -> 3, ...: the exponent of distance - 1, which is exact below 2^24 and saturated above.
     const std::uint32_t below = distance > 1 ? std::min(distance - 1, 1u << 23) : 1;
-    const std::uint32_t exponent = (std::bit_cast<std::uint32_t>(static_cast<float>(static_cast<std::int32_t>(below))) >> 23) - 127;
+    const std::uint32_t exponent =
+        (std::bit_cast<std::uint32_t>(static_cast<float>(static_cast<std::int32_t>(below))) >> 23) - 127;
     const std::uint32_t bucket = distance <= 2 ? distance : 2 + exponent;
     out[i] = static_cast<std::uint8_t>(bucket < kUlpBuckets - 2 ? bucket : kUlpBuckets - 2);
   }
 }
 
-void add_ulps(const std::byte* a, const std::byte* b, DType dtype, std::size_t count, const float* x, const float* y,
-              bool finite, PairMeasure& pair) {
+void add_ulps(const std::byte* a, const std::byte* b, DType dtype, std::size_t count, const float* x,
+              const float* y, bool finite, PairMeasure& pair) {
   std::array<std::uint32_t, kBlock> left, right;
   std::array<std::uint8_t, kBlock> bucket;
   const bool wide = dtype == DType::f32;
@@ -94,7 +98,8 @@ void add_ulps(const std::byte* a, const std::byte* b, DType dtype, std::size_t c
     }
     ++four[i & 3][at];
   }
-  for (std::size_t k = 0; k < kUlpBuckets; ++k) pair.ulps[k] += four[0][k] + four[1][k] + four[2][k] + four[3][k];
+  for (std::size_t k = 0; k < kUlpBuckets; ++k)
+    pair.ulps[k] += four[0][k] + four[1][k] + four[2][k] + four[3][k];
 }
 
 DANCEFLUX_WIDER std::uint32_t count_equal(const float* x, const float* y, std::size_t count) {
@@ -189,7 +194,8 @@ void PairMeasure::add(const PairMeasure& next) {
   for (std::size_t k = 0; k < kUlpBuckets; ++k) ulps[k] += next.ulps[k];
 }
 
-void PairMeasure::add_together(const void* a, DType a_dtype, const void* b, DType b_dtype, std::size_t elements) {
+void PairMeasure::add_together(const void* a, DType a_dtype, const void* b, DType b_dtype,
+                               std::size_t elements) {
   // The parts do not depend on the machine, so neither does the result.
   constexpr std::size_t kPart = 1 << 18;
   const std::size_t parts = (elements + kPart - 1) / kPart;
@@ -202,7 +208,8 @@ void PairMeasure::add_together(const void* a, DType a_dtype, const void* b, DTyp
                          std::min(kPart, elements - start));
     }
   };
-  const std::size_t helpers = std::min<std::size_t>({parts, 4, std::max(1u, std::thread::hardware_concurrency())});
+  const std::size_t helpers =
+      std::min<std::size_t>({parts, 4, std::max(1u, std::thread::hardware_concurrency())});
   std::vector<std::thread> threads;
   for (std::size_t i = 1; i < helpers; ++i) threads.emplace_back(measure, i, helpers);
   if (helpers > 0) measure(0, helpers);
