@@ -1,4 +1,4 @@
-// node scripts/align-faults.mjs [SEEDS] [--markdown]: plants every fault of the test plugin cpu_faulty, at places that the seed chooses, and tells
+// node scripts/align-faults.mjs [SEEDS [FIRST]]: plants every fault of the test plugin cpu_faulty, at places that the seed chooses, and tells
 // which ones `danceflux align` finds, at which op, and which harmless changes it calls harmless. Needs a build with tests (npm test makes one).
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -10,6 +10,7 @@ const { compareDumps, parseSide, readDump, recordRun } = await import(inRoot("di
 const { loadConfig } = await import(inRoot("dist", "load_config.js"));
 
 const seeds = Number(process.argv[2] ?? 20);
+const first = Number(process.argv[3] ?? 1);
 const folder = mkdtempSync(join(tmpdir(), "danceflux-faults-"));
 const SMALL = [
   "promptsPerIteration=2",
@@ -67,7 +68,7 @@ async function recorded(name, config, side) {
 const tally = new Map(
   FAULTS.map(([name]) => [name, { right: 0, wrong: [], pictures: 0, places: new Set() }]),
 );
-for (let seed = 0; seed < seeds; seed++) {
+for (let seed = first - 1; seed < first - 1 + seeds; seed++) {
   const config = await loadConfig(inRoot("models", "tiny-shapes", "demo.json"), [
     ...SMALL,
     `seed=${seed + 1}`,
@@ -88,7 +89,7 @@ for (let seed = 0; seed < seeds; seed++) {
     if (comparison.pictures.some(({ differs }) => differs)) entry.pictures++;
     entry.places.add(truth || comparison.first?.record.name || "");
   }
-  process.stderr.write(`seed ${seed + 1} of ${seeds}\n`);
+  process.stderr.write(`seed ${seed + 1}\n`);
 }
 rmSync(folder, { recursive: true, force: true });
 

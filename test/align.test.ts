@@ -232,7 +232,8 @@ describe("compareDumps", () => {
   });
 
   it("takes the coarser dtype's tolerance", () => {
-    const limit = (dtypes: string[]) => toleranceOf({ op: "linear", role: "output" }, dtypes).limit;
+    const limit = (dtypes: string[]) =>
+      toleranceOf({ op: "linear", role: "output", block: "" }, dtypes).limit;
     expect(limit(["f32", "bf16"])).toBe(limit(["bf16", "bf16"]));
     expect(limit(["f32", "f32"])).toBeLessThan(limit(["f32", "f16"]));
     expect(limit(["f32", "f16"])).toBeLessThan(limit(["f16", "bf16"]));

@@ -72,6 +72,9 @@ export interface Dump {
   pictures: string[];
 }
 
+/** Characters of the manifest that are kept in memory before they are written. */
+const WAITING = 1 << 20;
+
 const MANIFEST = "manifest.jsonl";
 export const PICTURES = "pictures";
 
@@ -79,6 +82,7 @@ export const PICTURES = "pictures";
 export class DumpWriter {
   readonly folder: string;
   #records = 0;
+  #waiting = "";
 
   private constructor(folder: string) {
     this.folder = folder;
@@ -105,11 +109,20 @@ export class DumpWriter {
   /** `lines` are JSON already. @throws {DanceError} `ERR_FILE` when the disk is full; what was written stays readable. */
   async write(lines: readonly string[]): Promise<void> {
     if (lines.length === 0) return;
-    await this.#append(`${lines.join("\n")}\n`);
+    this.#waiting += `${lines.join("\n")}\n`;
     this.#records += lines.length;
+    if (this.#waiting.length > WAITING) await this.flush();
+  }
+
+  /** Brings all lines to the file. */
+  async flush(): Promise<void> {
+    const waiting = this.#waiting;
+    this.#waiting = "";
+    if (waiting !== "") await this.#append(waiting);
   }
 
   async end(seconds: number): Promise<void> {
+    await this.flush();
     await this.#append(`${JSON.stringify({ end: true, records: this.#records, seconds })}\n`);
   }
 

@@ -139,6 +139,7 @@ export class DumpRecorder implements RunRecorder, StageRecorder {
   async end(): Promise<void> {
     const started = performance.now();
     await this.#drain();
+    await this.#writer.flush();
     await this.#images.flush();
     await runJob(this.#device.handle.observeLevel(null));
     this.#own += (performance.now() - started) / 1000;
@@ -148,6 +149,7 @@ export class DumpRecorder implements RunRecorder, StageRecorder {
   async salvage(): Promise<void> {
     try {
       if (this.#on) await this.#drain(true);
+      await this.#writer.flush();
       await this.#images.flush();
       if (this.#on) await runJob(this.#device.handle.observe(null));
     } catch {

@@ -46,15 +46,17 @@ export const TOLERANCES: Readonly<Record<Precision, Readonly<Record<Family, numb
  */
 export const GROWTH = 30;
 
+type Judged = Pick<DumpRecord, "op" | "role" | "block">;
+
 const PRODUCTS = new Set(["linear", "linear_activation", "matmul", "attention", "conv2d"]);
 const NORMS =
   /^(modulated_norm|layer_norm|rms_norm|group_norm|group_norm_silu|qk_norm_rope|rope|softmax|reduce)$/;
 
-export function familyOf({ op, role }: Pick<DumpRecord, "op" | "role">): Family {
+export function familyOf({ op, role, block }: Judged): Family {
   if (role === "gradient") return "gradient";
   if (op === "parameter") return "weights";
-  // What reaches a model came through everything before it; a scorer's pictures were rounded to 8 bits on the way.
-  if (op === "block") return role === "input" ? "stage" : "block";
+  // What reaches a block came through everything before it, and a whole model (it is in no block) is as much as a stage.
+  if (op === "block") return role === "input" || block === "" ? "stage" : "block";
   if (op === "stage" || op === "numbers") return "stage";
   if (PRODUCTS.has(op)) return "product";
   return NORMS.test(op) ? "norm" : "elementwise";
@@ -72,7 +74,7 @@ export interface Tolerance {
   limit: number;
 }
 
-export function toleranceOf(record: Pick<DumpRecord, "op" | "role">, dtypes: readonly string[]): Tolerance {
+export function toleranceOf(record: Judged, dtypes: readonly string[]): Tolerance {
   const family = familyOf(record);
   const precision = coarsest(dtypes);
   return { family, precision, limit: TOLERANCES[precision][family] };
