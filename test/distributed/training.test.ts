@@ -4,7 +4,14 @@ import { join } from "node:path";
 import { beforeAll, describe, expect, it } from "vitest";
 import { testFolder } from "../support/device.js";
 import { compiled } from "../support/processes.js";
-import { hashes, metricsOf, picturesOf, trainRanks, weightsOf, writeTinyConfig } from "../support/training_ranks.js";
+import {
+  hashes,
+  metricsOf,
+  picturesOf,
+  trainRanks,
+  weightsOf,
+  writeTinyConfig,
+} from "../support/training_ranks.js";
 
 compiled();
 const folder = testFolder();
