@@ -2,6 +2,7 @@
 import { rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { EmbeddingStore } from "../lib/grpo/embeddings.js";
 import { loadPipeline } from "../lib/models/pipeline.js";
 import type { Pipeline } from "../lib/models/types.js";
 import { type NativeTensor, native, runJob } from "../lib/native.js";
@@ -17,6 +18,7 @@ const run = readCase("pipeline").runs[0]!;
 const goldens = readGoldens("pipeline");
 const golden = (name: string) => goldens.get(`${run.name}/${name}`)!;
 const FORWARD = 1e-5;
+const KEY = { seed: 1n, iteration: 0, prompt: 0, sample: 0, timestep: 0, purpose: 0 };
 
 /** Embedding `row` of an input [B, ...] as a tensor [1, ...]. */
 async function rowOf(name: string, row: number): Promise<NativeTensor> {
@@ -54,6 +56,24 @@ async function euler(pipeline: Pipeline, plan: SamplePlan, start: NativeTensor):
   }
   for (const tensor of [...text, ...pooled]) tensor.dispose();
   return latents;
+}
+
+/** A signal that is aborted while job number `last` waits for its turn: `occupy` gives the device something else to do before it. */
+function abortedInJob(last: number, occupy: () => void): AbortSignal {
+  const controller = new AbortController();
+  const { signal } = controller;
+  const listen = signal.addEventListener.bind(signal) as (...args: unknown[]) => void;
+  let begun = 0;
+  let done = 0;
+  if (last === 1) occupy();
+  signal.addEventListener = (...args: unknown[]) => {
+    listen(...args);
+    if (++begun === last) controller.abort(new Error("enough"));
+  };
+  signal.removeEventListener = () => {
+    if (++done === last - 1) occupy();
+  };
+  return signal;
 }
 
 describe("sampling without noise", () => {
@@ -100,6 +120,30 @@ describe("a pipeline folder", () => {
     spoil(path);
     return path;
   };
+
+  it("keeps nothing of prompts when it is stopped between two of its jobs", async () => {
+    using pipeline = await loadPipeline(writeSmallPipeline(join(folder, "stopped")), {
+      device,
+      dtype: "f32",
+    });
+    const store = new EmbeddingStore(pipeline);
+    await store.prepare(["fig"]);
+    const before = native().liveHandles();
+    const works = [
+      (signal: AbortSignal) => pipeline.encodePrompts(["fig", "plum"], signal),
+      (signal: AbortSignal) => store.prepare(["plum"], signal),
+      (signal: AbortSignal) => store.upload("fig", signal),
+    ];
+    for (const work of works) {
+      for (let jobs = 1; jobs <= 2; jobs++) {
+        const others: Promise<NativeTensor>[] = [];
+        const occupy = () => void others.push(runJob(device.handle.noise([KEY], [4_000_000])));
+        await expect(work(abortedInJob(jobs, occupy))).rejects.toThrow("enough");
+        for (const other of await Promise.all(others)) other.dispose();
+        expect(native().liveHandles()).toEqual(before);
+      }
+    }
+  });
 
   it("encodes prompts until the encoders are freed, and keeps embeddings", async () => {
     const pipeline = await load(writeSmallPipeline(join(folder, "encode")));

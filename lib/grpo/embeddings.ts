@@ -110,11 +110,11 @@ export class EmbeddingStore {
   }
 
   async #keep(prompt: string, embedding: PromptEmbedding, signal?: AbortSignal): Promise<void> {
+    using onDevice = embedding;
     const host = {
-      text: await toHost(embedding.text, signal),
-      pooled: await toHost(embedding.pooled, signal),
+      text: await toHost(onDevice.text, signal),
+      pooled: await toHost(onDevice.pooled, signal),
     };
-    embedding[Symbol.dispose]();
     if (!this.#folder) {
       this.#host.set(prompt, host);
       return;
@@ -130,7 +130,12 @@ export class EmbeddingStore {
     const host = this.#host.get(prompt) ?? decodeFile(await readFile(this.#path(prompt)), this.#path(prompt));
     const { handle } = this.#pipeline.device;
     const text = await runJob(handle.upload(host.text.values, host.text.shape), signal);
-    const pooled = await runJob(handle.upload(host.pooled.values, host.pooled.shape), signal);
+    const pooled = await runJob(handle.upload(host.pooled.values, host.pooled.shape), signal).catch(
+      (error) => {
+        text.dispose();
+        throw error;
+      },
+    );
     return {
       text,
       pooled,

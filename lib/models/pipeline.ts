@@ -65,6 +65,22 @@ class Embedding implements PromptEmbedding {
   }
 }
 
+async function encodeOne(
+  { clip, clipTokenizer, t5, t5Tokenizer }: TextEncoders,
+  prompt: string,
+  signal?: AbortSignal,
+): Promise<Embedding> {
+  const { hidden, pooled } = await runJob(clip.encode(clipTokenizer.encode(prompt), 1), signal);
+  hidden.dispose();
+  try {
+    const text = await runJob(t5.encode(t5Tokenizer.encode([prompt]), 1), signal);
+    return new Embedding(text.hidden, pooled!);
+  } catch (error) {
+    pooled!.dispose();
+    throw error;
+  }
+}
+
 class FluxPipeline implements Pipeline {
   readonly device: Device;
   readonly folder: string;
@@ -101,16 +117,13 @@ class FluxPipeline implements Pipeline {
       );
     }
     const embeddings: PromptEmbedding[] = [];
-    for (const prompt of prompts) {
-      const { hidden, pooled } = await runJob(
-        encoders.clip.encode(encoders.clipTokenizer.encode(prompt), 1),
-        signal,
-      );
-      hidden.dispose();
-      const text = await runJob(encoders.t5.encode(encoders.t5Tokenizer.encode([prompt]), 1), signal);
-      embeddings.push(new Embedding(text.hidden, pooled!));
+    try {
+      for (const prompt of prompts) embeddings.push(await encodeOne(encoders, prompt, signal));
+      return embeddings;
+    } catch (error) {
+      for (const embedding of embeddings) embedding[Symbol.dispose]();
+      throw error;
     }
-    return embeddings;
   }
 
   freeTextEncoders(): void {
