@@ -4,6 +4,7 @@
 //   step    one GRPO iteration of tiny-shapes, stage by stage, beside the same in eager PyTorch
 //   wide    FLUX-width blocks, forward and backward, beside PyTorch; weights in f32 and in bf16
 //   memory  peak memory of both
+//   collectives  all-reduce between --ranks N processes, beside Open MPI, as nccl-tests prints it
 //
 // With --json one object per line: name, ours, theirs, ratio (theirs / ours for times), unit, checked. PyTorch is found through
 // DANCEFLUX_PYTHON (a Python with torch, diffusers, transformers and safetensors); without it `theirs` is null.
@@ -11,19 +12,22 @@
 // threads that wait in a loop count as well.
 import { parseArgs } from "node:util";
 
-const BENCHES = ["ops", "step", "wide", "memory"];
+const BENCHES = ["ops", "step", "wide", "memory", "collectives"];
 const { values: options, positionals } = parseArgs({
   allowPositionals: true,
   options: {
     json: { type: "boolean", default: false },
     threads: { type: "string", default: "2" },
     repeat: { type: "string", default: "3" },
+    ranks: { type: "string", default: "2" },
     "cpu-time": { type: "boolean", default: false },
   },
 });
 const [name] = positionals;
 if (!BENCHES.includes(name)) {
-  console.error(`usage: npm run bench -- ${BENCHES.join("|")} [--json] [--threads N] [--repeat N]`);
+  console.error(
+    `usage: npm run bench -- ${BENCHES.join("|")} [--json] [--threads N] [--repeat N] [--ranks N]`,
+  );
   process.exit(2);
 }
 
@@ -41,12 +45,14 @@ function report({ name, ours, theirs = null, unit, checked, note }) {
   );
 }
 
-const { run } = await import(`./${name}.mjs`);
-if (!options.json) console.log(`${"".padEnd(34)}${"ours".padStart(10)}${"PyTorch".padStart(10)}`);
+const { run, header = true } = await import(`./${name}.mjs`);
+if (!options.json && header) console.log(`${"".padEnd(34)}${"ours".padStart(10)}${"PyTorch".padStart(10)}`);
 const good = await run({
   report,
   threads: Number(options.threads),
   repeat: Number(options.repeat),
   cpuTime: options["cpu-time"],
+  ranks: Number(options.ranks),
+  json: options.json,
 });
 process.exit(good === false ? 1 : 0);
