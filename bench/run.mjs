@@ -6,6 +6,7 @@
 //   memory  peak memory of both
 //   scaling iterations of tiny-shapes on one rank and on two, and what ranks hold; `theirs` is the rank alone, one thread per rank
 //   align   what recording costs, and comparing a pair of 1 GB files beside reading them
+//   collectives  all-reduce between --ranks N processes, beside Open MPI, as nccl-tests prints it
 //
 // With --json one object per line: name, ours, theirs, ratio (theirs / ours for times), unit, checked. PyTorch is found through
 // DANCEFLUX_PYTHON (a Python with torch, diffusers, transformers and safetensors); without it `theirs` is null.
@@ -13,19 +14,22 @@
 // threads that wait in a loop count as well.
 import { parseArgs } from "node:util";
 
-const BENCHES = ["ops", "step", "wide", "memory", "scaling", "align"];
+const BENCHES = ["ops", "step", "wide", "memory", "scaling", "align", "collectives"];
 const { values: options, positionals } = parseArgs({
   allowPositionals: true,
   options: {
     json: { type: "boolean", default: false },
     threads: { type: "string", default: "2" },
     repeat: { type: "string", default: "3" },
+    ranks: { type: "string", default: "2" },
     "cpu-time": { type: "boolean", default: false },
   },
 });
 const [name] = positionals;
 if (!BENCHES.includes(name)) {
-  console.error(`usage: npm run bench -- ${BENCHES.join("|")} [--json] [--threads N] [--repeat N]`);
+  console.error(
+    `usage: npm run bench -- ${BENCHES.join("|")} [--json] [--threads N] [--repeat N] [--ranks N]`,
+  );
   process.exit(2);
 }
 
@@ -43,8 +47,8 @@ function report({ name, ours, theirs = null, unit, checked, note }) {
   );
 }
 
-const { run } = await import(`./${name}.mjs`);
-if (!options.json)
+const { run, header = true } = await import(`./${name}.mjs`);
+if (!options.json && header)
   console.log(
     `${"".padEnd(34)}${"ours".padStart(10)}${(name === "scaling" ? "one rank" : "PyTorch").padStart(10)}`,
   );
@@ -53,5 +57,7 @@ const good = await run({
   threads: Number(options.threads),
   repeat: Number(options.repeat),
   cpuTime: options["cpu-time"],
+  ranks: Number(options.ranks),
+  json: options.json,
 });
 process.exit(good === false ? 1 : 0);

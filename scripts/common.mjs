@@ -47,7 +47,11 @@ export function ensureInstalled() {
 
 /** cmake-js build into build/ (outputs in build/Release); `definitions` are CMake variables. Incremental. In CI warnings are errors. */
 export function buildNative(definitions = {}) {
-  const all = { ...definitions, ...(process.env.CI ? { DANCEFLUX_WERROR: "ON" } : {}) };
+  const all = {
+    DANCEFLUX_PREBUILD: "OFF",
+    ...definitions,
+    ...(process.env.CI ? { DANCEFLUX_WERROR: "ON" } : {}),
+  };
   const defines = Object.entries(all).map(([key, value]) => `--CD${key}=${value}`);
   const cmakeJs = inRoot("node_modules", "cmake-js", "bin", "cmake-js");
   // `build` alone would not look at the definitions of a folder that is configured already

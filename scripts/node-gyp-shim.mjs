@@ -8,10 +8,10 @@ const option = process.argv.find((argument) => argument.startsWith("--arch="));
 const arch = option ? option.slice("--arch=".length) : process.arch;
 const release = inRoot("build", "Release");
 
-if (arch === process.arch) buildNative();
+// prebuildify takes whatever lies there
+rmSync(release, { recursive: true, force: true });
+if (arch === process.arch) buildNative({ DANCEFLUX_PREBUILD: "ON" });
 else {
-  // prebuildify takes whatever .node lies there
-  rmSync(release, { recursive: true, force: true });
   mustRun(process.execPath, [
     inRoot("node_modules", "cmake-js", "bin", "cmake-js"),
     "build",

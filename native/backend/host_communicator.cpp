@@ -1,5 +1,9 @@
 #include "backend/host_communicator.h"
 
+#include <algorithm>
+#include <cstring>
+#include <sstream>
+
 #include "core/error.h"
 
 namespace danceflux {
@@ -11,6 +15,34 @@ constexpr const char* kNames[] = {"all_reduce", "reduce_scatter", "all_gather", 
 
 std::string CollectiveCall::name() const {
   return std::string(kNames[static_cast<int>(kind)]) + " " + std::to_string(number);
+}
+
+std::uint64_t CollectiveCall::signature() const {
+  return static_cast<std::uint64_t>(kind) | static_cast<std::uint64_t>(reduce.op) << 8 |
+         static_cast<std::uint64_t>(dtype) << 16 | static_cast<std::uint64_t>(root) << 32;
+}
+
+std::string CollectiveCall::told(std::uint64_t number, std::uint64_t signature, std::uint64_t count) {
+  CollectiveCall call;
+  call.kind = static_cast<CollectiveKind>(std::min<std::uint64_t>(signature & 0xff, 4));
+  call.number = number;
+  std::ostringstream text;
+  text << call.name();
+  if (call.kind == CollectiveKind::barrier) return text.str();
+  const auto dtype = static_cast<DType>(std::min<std::uint64_t>(signature >> 16 & 0xff, 6));
+  text << " of " << count << ' ' << name_of(dtype);
+  if (call.kind == CollectiveKind::broadcast) text << " from rank " << (signature >> 32);
+  if (call.kind < CollectiveKind::all_gather) text << ((signature >> 8 & 0xff) == 0 ? " sum" : " max");
+  return text.str();
+}
+
+void CollectiveCall::run_alone() const {
+  if (x && out.address() != x.address() && count > 0) std::memcpy(out.address(), x.address(), bytes());
+}
+
+void fail_mismatch(int rank, const std::string& call, int other, const std::string& theirs) {
+  fail_communication("expected one call of all ranks, got " + call + " from rank " + std::to_string(rank) +
+                     " and " + theirs + " from rank " + std::to_string(other));
 }
 
 void fail_communication(const std::string& reason) { throw Error("ERR_COMMUNICATION", reason); }

@@ -27,10 +27,19 @@ struct CollectiveCall {
   /// "all_reduce 3"
   std::string name() const;
   std::size_t bytes() const { return static_cast<std::size_t>(count) * size_of(dtype); }
+  /// Kind, operation, dtype and root in one word: with number and count, what ranks must agree on.
+  std::uint64_t signature() const;
+  /// "all_reduce 3 of 100 f32 sum", from words that another rank sent and that may be anything.
+  static std::string told(std::uint64_t number, std::uint64_t signature, std::uint64_t count);
+  /// What a communicator of one rank does.
+  void run_alone() const;
 };
 
 /// Why a wait ended early; put behind the name of the call.
 [[noreturn]] void fail_communication(const std::string& reason);
+
+/// For two ranks that were asked for different things, in the words of told().
+[[noreturn]] void fail_mismatch(int rank, const std::string& call, int other, const std::string& theirs);
 
 class CollectiveEngine {
  public:

@@ -68,9 +68,9 @@ class ElfFile {
 };
 
 bool always_there(const std::string& soname) {
-  static constexpr const char* kPrefixes[] = {"libc.so",       "libm.so",      "libdl.so",
-                                              "libpthread.so", "librt.so",     "ld-linux",
-                                              "libgcc_s.so",   "libstdc++.so", "libdanceflux_core.so"};
+  static constexpr const char* kPrefixes[] = {
+      "libc.so",  "libm.so",     "libdl.so",     "libpthread.so",        "librt.so",
+      "ld-linux", "libgcc_s.so", "libstdc++.so", "libdanceflux_core.so", "libdanceflux_gloo_bridge.so"};
   for (const char* prefix : kPrefixes)
     if (soname.compare(0, std::strlen(prefix), prefix) == 0) return true;
   return false;

@@ -36,6 +36,11 @@ struct Failure : std::exception {
   std::string message;
 };
 
+/// Thrown by a test that cannot run here.
+struct Skipped {
+  std::string reason;
+};
+
 template <class... Parts>
 [[noreturn]] void fail_at(const char* file, int line, const Parts&... parts) {
   std::ostringstream text;
@@ -54,6 +59,8 @@ inline int run(int argc, char** argv) {
     try {
       test.body();
       ++passed;
+    } catch (const Skipped& skipped) {
+      std::printf("SKIPPED %s: %s\n", test.name.c_str(), skipped.reason.c_str());
     } catch (const std::exception& error) {
       ++failed;
       std::printf("FAILED %s\n  %s\n", test.name.c_str(), error.what());

@@ -6,7 +6,6 @@
 #include <cstring>
 #include <fstream>
 #include <optional>
-#include <sstream>
 #include <vector>
 
 #include "backend/cpu/rank_board.h"
@@ -25,27 +24,6 @@ constexpr std::size_t kReduceBlock = 16 << 10;  // what is reduced twice over st
 constexpr std::int64_t kDefaultSlotKiB = 256;
 
 std::size_t round_up(std::size_t value, std::size_t unit) { return (value + unit - 1) / unit * unit; }
-
-/// One call's word on the board: kind, operation, dtype, root.
-std::uint64_t packed(const CollectiveCall& call) {
-  return static_cast<std::uint64_t>(call.kind) | static_cast<std::uint64_t>(call.reduce.op) << 8 |
-         static_cast<std::uint64_t>(call.dtype) << 16 | static_cast<std::uint64_t>(call.root) << 32;
-}
-
-/// The words of a posted call, which another rank wrote and which may be anything.
-std::string told(std::uint64_t number, std::uint64_t kind, std::uint64_t count) {
-  CollectiveCall call;
-  call.kind = static_cast<CollectiveKind>(std::min<std::uint64_t>(kind & 0xff, 4));
-  call.number = number;
-  std::ostringstream text;
-  text << call.name();
-  if (call.kind == CollectiveKind::barrier) return text.str();
-  const auto dtype = static_cast<DType>(std::min<std::uint64_t>(kind >> 16 & 0xff, 6));
-  text << " of " << count << ' ' << name_of(dtype);
-  if (call.kind == CollectiveKind::broadcast) text << " from rank " << (kind >> 32);
-  if (call.kind < CollectiveKind::all_gather) text << ((kind >> 8 & 0xff) == 0 ? " sum" : " max");
-  return text.str();
-}
 
 class SharedMemoryEngine final : public CollectiveEngine {
  public:
@@ -104,10 +82,9 @@ void SharedMemoryEngine::compare(const CollectiveCall& call) const {
     const std::uint64_t number = theirs.number.load(std::memory_order_relaxed),
                         kind = theirs.kind.load(std::memory_order_relaxed),
                         their_count = theirs.count.load(std::memory_order_relaxed);
-    if (number == call.number && kind == packed(call) && their_count == count) continue;
-    fail_communication("expected one call of all ranks, got " + told(call.number, packed(call), count) +
-                       " from rank " + std::to_string(rank_) + " and " + told(number, kind, their_count) +
-                       " from rank " + std::to_string(other));
+    if (number == call.number && kind == call.signature() && their_count == count) continue;
+    fail_mismatch(rank_, CollectiveCall::told(call.number, call.signature(), count), other,
+                  CollectiveCall::told(number, kind, their_count));
   }
 }
 
@@ -162,13 +139,9 @@ void SharedMemoryEngine::three_phases(const CollectiveCall& call, std::size_t st
 }
 
 void SharedMemoryEngine::run(const CollectiveCall& call) {
-  if (ranks_ == 1) {
-    if (call.x && call.out.address() != call.x.address())
-      std::memcpy(call.out.address(), call.x.address(), call.bytes());
-    return;
-  }
+  if (ranks_ == 1) return call.run_alone();
   board_->check_aborted();
-  board_->post(call.number, packed(call), static_cast<std::uint64_t>(call.count));
+  board_->post(call.number, call.signature(), static_cast<std::uint64_t>(call.count));
   switch (call.kind) {
     case CollectiveKind::all_reduce:
       return call.bytes() <= std::min(kSmall, slot_bytes_) ? all_reduce_small(call) : all_reduce(call);
