@@ -292,11 +292,15 @@ std::vector<std::string> read_offer(const std::string& offer, int rank, int rank
   return addresses;
 }
 
+/// Far from those of collectives, which count from 0.
+constexpr std::uint64_t kGreetingTag = std::uint64_t{1} << 40;
+
 /// Connecting blocks inside Gloo, so it is done on a thread that can be left behind.
 struct Connecting {
   MeshPointer mesh;
   std::vector<std::string> addresses;  // of the peers, by rank
   int rank;
+  std::int64_t timeout_ms;
   std::atomic<int> peer{0};
   std::atomic<bool> done{false};
   char error[kErrorRoom] = {};
@@ -306,10 +310,29 @@ struct Connecting {
       if (other == rank) continue;
       peer = other;
       const std::string& address = addresses[static_cast<std::size_t>(other)];
-      if (!danceflux_gloo_connect(mesh.get(), other, address.data(), address.size(), error, sizeof error))
-        break;
+      if (!danceflux_gloo_connect(mesh.get(), other, address.data(), address.size(), error, sizeof error)) {
+        done = true;
+        return;
+      }
     }
+    greet();
     done = true;
+  }
+
+  /// A connection stands as soon as one end asks for it and the other listens; only a word from the other
+  /// rank shows that it connects too.
+  void greet() {
+    std::vector<char> words(2 * addresses.size());
+    std::vector<GlooPiece> sends, receives;
+    for (std::size_t other = 0; other < addresses.size(); ++other) {
+      const std::size_t bytes = static_cast<int>(other) == rank ? 0 : 1;
+      sends.push_back({&words[2 * other], bytes});
+      receives.push_back({&words[2 * other + 1], bytes});
+    }
+    int missing = -1;
+    if (!danceflux_gloo_transfer(mesh.get(), kGreetingTag, 1, sends.data(), receives.data(), timeout_ms,
+                                 &missing, error, sizeof error))
+      peer = missing;
   }
 };
 
@@ -356,6 +379,7 @@ std::unique_ptr<Communicator> GlooSetup::connect(std::span<const std::string> of
   const MeshPointer mesh = std::move(mesh_);
   work->mesh = mesh;
   work->rank = options_.rank;
+  work->timeout_ms = static_cast<std::int64_t>(options_.timeout_seconds * 1000);
   const auto deadline =
       std::chrono::steady_clock::now() + std::chrono::duration<double>(options_.timeout_seconds);
   std::thread([work] { work->run(); }).detach();
