@@ -83,6 +83,7 @@ void load_item(nn::Module& module, const LoadItem& item, const io::TensorFile& f
   const auto count = static_cast<std::size_t>(wanted.numel());
   std::vector<std::byte> rows(count * size_of(tensor.dtype));
   io::read_rows(tensor, item.row, item.rows, item.transposed, tensor.dtype, rows.data());
+  file.release(tensor);
   if (item.swap_halves)
     std::rotate(rows.begin(), rows.begin() + static_cast<std::ptrdiff_t>(rows.size() / 2), rows.end());
   try {

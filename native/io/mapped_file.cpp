@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -34,6 +35,17 @@ MappedFile::MappedFile(const std::string& path) {
 
 MappedFile::~MappedFile() {
   if (data_) ::munmap(const_cast<std::byte*>(data_), size_);
+}
+
+void MappedFile::release(const std::byte* from, std::size_t bytes) const {
+  const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  const std::byte* const last = std::min(from + bytes, data_ + size_);
+  if (from < data_ || from >= last) return;
+  // Whole pages only: what shares a page with its neighbours may still be wanted.
+  const std::size_t begin = (static_cast<std::size_t>(from - data_) + page - 1) / page * page;
+  const std::size_t end = static_cast<std::size_t>(last - data_) / page * page;
+  // A wish: refusal costs memory only.
+  if (begin < end) ::madvise(const_cast<std::byte*>(data_) + begin, end - begin, MADV_DONTNEED);
 }
 
 }  // namespace danceflux::io

@@ -19,6 +19,9 @@ class MappedFile {
   std::string_view text(std::size_t offset, std::size_t length) const {
     return {reinterpret_cast<const char*>(data_) + offset, length};
   }
+  /// Bytes that will hardly be read again leave the process's memory; read all the same, they come back from
+  /// the file. `from` points into data(); nothing happens for a part outside.
+  void release(const std::byte* from, std::size_t bytes) const;
 
  private:
   const std::byte* data_ = nullptr;

@@ -35,7 +35,7 @@ struct Quoted {
 
 class SafetensorsFile final : public TensorFile {
  public:
-  explicit SafetensorsFile(const std::string& path) : TensorFile(path), file_(path) { parse(); }
+  explicit SafetensorsFile(const std::string& path) : TensorFile(path) { parse(); }
   const std::vector<FileTensor>& tensors() const override { return tensors_; }
   const std::map<std::string, std::string>& metadata() const override { return metadata_; }
 
@@ -142,7 +142,6 @@ class SafetensorsFile final : public TensorFile {
     require(covered == data_size_, kCode, path(), ": expected ", covered, " bytes of data, got ", data_size_);
   }
 
-  MappedFile file_;
   const std::byte* data_ = nullptr;
   std::uint64_t data_size_ = 0;
   std::vector<FileTensor> tensors_;

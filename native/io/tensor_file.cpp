@@ -88,6 +88,11 @@ const FileTensor& TensorFile::find(const std::string& name) const {
               near.empty() ? "" : "the nearest name there is " + json_quote(near));
 }
 
+void TensorFile::release(const FileTensor& tensor) const {
+  // A view of a strided tensor may reach further: what it leaves behind goes when the file is closed.
+  file_.release(tensor.data, static_cast<std::size_t>(tensor.shape.numel()) * size_of(tensor.dtype));
+}
+
 std::shared_ptr<TensorFile> open_tensor_file(const std::string& path) {
   const MappedFile file(path);
   const bool zip = file.size() >= 4 && std::memcmp(file.data(), "PK\x03\x04", 4) == 0;

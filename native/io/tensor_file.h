@@ -8,6 +8,7 @@
 
 #include "core/dtype.h"
 #include "core/shape.h"
+#include "io/mapped_file.h"
 
 namespace danceflux::io {
 
@@ -31,10 +32,14 @@ class TensorFile {
   virtual const std::map<std::string, std::string>& metadata() const = 0;
   /// Throws ERR_WEIGHTS naming the tensor, the file and the nearest name that is there.
   const FileTensor& find(const std::string& name) const;
+  /// Call it when `tensor`, one of this file's, was read for good: its pages leave the process's memory, so
+  /// that a model's file does not stay beside the model until all of it is loaded.
+  void release(const FileTensor& tensor) const;
   const std::string& path() const { return path_; }
 
  protected:
-  explicit TensorFile(std::string path) : path_(std::move(path)) {}
+  explicit TensorFile(const std::string& path) : file_(path), path_(path) {}
+  const MappedFile file_;
 
  private:
   std::string path_;

@@ -83,7 +83,7 @@ class Flattener {
 
 class TorchZip final : public TensorFile {
  public:
-  explicit TorchZip(const std::string& path) : TensorFile(path), file_(path) {
+  explicit TorchZip(const std::string& path) : TensorFile(path) {
     if (is_legacy_pickle(file_)) refuse_legacy();
     const StoredZip zip(file_, path);
     const ZipEntry& pickle = find_pickle(zip);
@@ -133,7 +133,6 @@ class TorchZip final : public TensorFile {
     return entry->data;
   }
 
-  MappedFile file_;
   std::vector<FileTensor> tensors_;
   std::map<std::string, std::string> metadata_;
 };

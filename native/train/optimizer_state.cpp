@@ -105,10 +105,12 @@ std::vector<float> read_range(const std::vector<Piece>& pieces, std::int64_t beg
     float* const to = range.data() + (first - begin);
     if (!piece.whole) {
       io::read_rows(*piece.tensor, first - piece.begin, last - first, false, DType::f32, to);
+      piece.file->release(*piece.tensor);
       continue;
     }
     piece_values.resize(static_cast<std::size_t>(piece.end));
     io::read_rows(*piece.tensor, 0, -1, false, DType::f32, piece_values.data());
+    piece.file->release(*piece.tensor);
     std::copy_n(piece_values.data() + first, last - first, to);
   }
   return range;

@@ -244,6 +244,33 @@ TEST("files: rows, transposed, converted, unaligned") {
   CHECK(read<float>(matrix, DType::f32, 3, 0, false, 1) == (std::vector<float>{0}));  // nothing is written
 }
 
+// Bytes of files that are in this process's memory.
+std::size_t file_bytes_in_memory() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with("RssFile:")) return std::stoul(line.substr(8)) * 1024;
+  }
+  fail_at(__FILE__, __LINE__, "expected RssFile in /proc/self/status");
+}
+
+TEST("files: what was read for good leaves the memory, and can be read again") {
+  constexpr std::size_t kBytes = 32u << 20;
+  const std::string numbers = std::to_string(kBytes);
+  const TemporaryFolder folder;
+  const std::string path =
+      folder.write("w.safetensors", one_tensor("U8", "[" + numbers + "]", "[0," + numbers + "]", kBytes));
+  const auto file = io::open_tensor_file(path);
+  const io::FileTensor& tensor = file->find("w");
+  const std::size_t before = file_bytes_in_memory();
+  const auto first = read<std::uint8_t>(tensor, DType::u8, 0, -1, false, kBytes);
+  const std::size_t between = file_bytes_in_memory();
+  file->release(tensor);
+  const std::size_t after = file_bytes_in_memory();
+  CHECK(between > before + kBytes / 2);
+  CHECK(after < before + kBytes / 4);
+  CHECK(read<std::uint8_t>(tensor, DType::u8, 0, -1, false, kBytes) == first);
+}
+
 TEST("files: rows that are not there") {
   const TemporaryFolder folder;
   const auto file = io::open_tensor_file(folder.write("m.safetensors", unaligned_matrix()));
