@@ -284,6 +284,45 @@ describe("a plan", () => {
     expect(plan.activations.planned).toBeGreaterThanOrEqual(plan.activations.all);
   });
 
+  it("frees the text encoders before the optimizer takes its memory", () => {
+    const { lasting, stages, peak, peakStage } = planMemory(
+      dev(8, "optimizer+gradients", { emaDecay: 0.995 }),
+    );
+    expect(peakStage).not.toBe("encode");
+    expect(peak).toBeGreaterThan(lasting.weights + lasting.otherModels + stages.encode);
+    const huge = dev(1, "none", { lora: LORA });
+    const encoders = [{ name: "t5", bytes: 500 * GIB, until: "encoded" as const, assumed: true }];
+    const plan = planMemory({ ...huge, others: encoders });
+    expect(plan.peakStage).toBe("encode");
+    expect(plan.peak).toBe(plan.lasting.weights + 500 * GIB);
+  });
+
+  it("counts a rank's part of the pictures", () => {
+    const base = dev(1, "none", { recompute: "all" });
+    const config = { ...base.config, promptsPerIteration: 16 };
+    const [all, eighth] = [1, 8].map((world) => planMemory({ ...base, config, world }).stages.rollout);
+    const tokens = 45 * 45;
+    const picture = 11 * tokens * 64 * 4 + 3 * 720 * 720 * 4; // 9 noisy steps, what goes in, the end
+    expect(all! - eighth!).toBeGreaterThan(7 * 24 * picture);
+    expect(all! - eighth!).toBeLessThan(7 * 24 * picture * 2);
+  });
+
+  it.each([
+    ["dancegrpo-8gpu", 8],
+    ["dancegrpo-16gpu", 16],
+    ["dancegrpo-8gpu-lora", 8],
+  ])("%s fits %i devices of 64 GiB", (name, world) => {
+    const config = completeConfig({
+      preset: name,
+      model: { path: "dev" },
+      device: { name: "ascend:0" },
+      prompts: ["a"],
+      rewards: [{ type: "clip" }],
+    });
+    const { sharding } = config.distributed;
+    expect(planMemory({ ...dev(world, sharding), config }).fits).toBe(true);
+  });
+
   it("recomputes as few blocks as fit", () => {
     const few = planMemory({ ...dev(8, "optimizer+gradients"), deviceMemory: 68 * GIB });
     const more = planMemory(dev(8, "optimizer+gradients"));

@@ -208,9 +208,10 @@ describe("options that do not go together", () => {
 });
 
 describe("presets", () => {
-  // What DanceGRPO's scripts say, per rank.
+  // What DanceGRPO's scripts say, per device.
   const PUBLISHED = {
     "dancegrpo-16gpu": {
+      devices: 16,
       promptsPerIteration: 1,
       accumulate: 4,
       steps: 16,
@@ -220,6 +221,7 @@ describe("presets", () => {
       every: 40,
     },
     "dancegrpo-8gpu": {
+      devices: 8,
       promptsPerIteration: 2,
       accumulate: 12,
       steps: 16,
@@ -229,6 +231,7 @@ describe("presets", () => {
       every: 40,
     },
     "dancegrpo-8gpu-lora": {
+      devices: 8,
       promptsPerIteration: 2,
       accumulate: 12,
       steps: 12,
@@ -239,38 +242,41 @@ describe("presets", () => {
     },
   } as const;
 
-  it.each(Object.entries(PUBLISHED))("%s is as published", (name, published) => {
-    const config = completeConfig({ preset: name, model: { path: "m" }, prompts: ["a"] });
-    const { learning, sampling, output } = config;
-    expect({
-      promptsPerIteration: config.promptsPerIteration,
-      accumulate: learning.accumulate,
-      steps: sampling.steps,
-      learningRate: learning.learningRate,
-      clipNorm: learning.clipNorm,
-      emaDecay: learning.emaDecay,
-      every: output.checkpointEvery,
-    }).toEqual(published);
-    expect(config).toMatchObject({ groupSize: 12, seed: 42 });
-    expect(sampling).toMatchObject({
-      width: 720,
-      height: 720,
-      shift: 3,
-      eta: 0.3,
-      guidance: 3.5,
-      kind: "dance-sde",
-      sameNoise: true,
-    });
-    expect(learning).toMatchObject({
-      clipRange: 1e-4,
-      clipAdvantage: 5,
-      timestepFraction: 0.6,
-      schedule: "constant",
-      warmup: 0,
-    });
-    expect(learning.adam).toEqual({ beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 1e-4 });
-    expect(Object.values(config.compat).filter(Boolean)).toHaveLength(1); // integer timesteps are its arithmetic, the rest its bugs
-  });
+  it.each(Object.entries(PUBLISHED))(
+    "%s is as published, over all devices",
+    (name, { devices, ...published }) => {
+      const config = completeConfig({ preset: name, model: { path: "m" }, prompts: ["a"] });
+      const { learning, sampling, output } = config;
+      expect({
+        promptsPerIteration: config.promptsPerIteration / devices,
+        accumulate: learning.accumulate / devices,
+        steps: sampling.steps,
+        learningRate: learning.learningRate,
+        clipNorm: learning.clipNorm,
+        emaDecay: learning.emaDecay,
+        every: output.checkpointEvery,
+      }).toEqual(published);
+      expect(config).toMatchObject({ groupSize: 12, seed: 42 });
+      expect(sampling).toMatchObject({
+        width: 720,
+        height: 720,
+        shift: 3,
+        eta: 0.3,
+        guidance: 3.5,
+        kind: "dance-sde",
+        sameNoise: true,
+      });
+      expect(learning).toMatchObject({
+        clipRange: 1e-4,
+        clipAdvantage: 5,
+        timestepFraction: 0.6,
+        schedule: "constant",
+        warmup: 0,
+      });
+      expect(learning.adam).toEqual({ beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 1e-4 });
+      expect(Object.values(config.compat).filter(Boolean)).toHaveLength(1); // integer timesteps are its arithmetic, the rest its bugs
+    },
+  );
 
   it("are all complete with a model and prompts, and may be overridden", () => {
     for (const name of Object.keys(PRESETS)) {
@@ -288,7 +294,7 @@ describe("presets", () => {
 
   it("are the caller's to change", () => {
     preset("dancegrpo-8gpu").learning!.accumulate = 1;
-    expect(preset("dancegrpo-8gpu").learning!.accumulate).toBe(12);
+    expect(preset("dancegrpo-8gpu").learning!.accumulate).toBe(96);
     expect(() => preset("dancegrpo")).toThrow("preset: expected one of dancegrpo-16gpu");
   });
 });

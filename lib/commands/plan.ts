@@ -2,12 +2,14 @@
 import { dirname, resolve } from "node:path";
 import type { Command } from "commander";
 import { DanceError } from "../errors.js";
-import type { TrainConfig } from "../grpo/config.js";
+import { defaults, type TrainConfig } from "../grpo/config.js";
+import { checkDeal } from "../grpo/deal.js";
 import { memoryInputs } from "../grpo/memory_inputs.js";
 import {
   type MemoryInputs,
   type MemoryPlan,
   planMemory,
+  rankShare,
   SHARDINGS,
   type Sharding,
   type Suggestion,
@@ -22,8 +24,8 @@ import { type Output, STATUS } from "./output.js";
 const SUMMARY = "Tell how much device memory a training run will take, and what to change if it does not fit";
 const MORE = `
 CONFIG is a training configuration, or a transformer's config.json alone, which is planned with default options. Only
-configurations and headers of weight files are read; models that are not at hand are taken for the published ones. Each rank
-samples promptsPerIteration x groupSize pictures. With --device-memory the exit status is 1 when it does not fit.
+configurations and headers of weight files are read; models that are not at hand are taken for the published ones. The ranks
+share out promptsPerIteration x groupSize pictures. With --device-memory the exit status is 1 when it does not fit.
 
 Examples:
   danceflux plan run.json --device-memory 64GiB
@@ -58,7 +60,9 @@ interface PlanArguments {
   set?: string[];
 }
 
-function shardingOf(text: string, world: number): Sharding {
+/** As given, or as the configuration says; one rank has nobody to share with. */
+function shardingOf(text: string | undefined, config: TrainConfig, world: number): Sharding {
+  if (text === undefined) return world === 1 ? "none" : config.distributed.sharding;
   const found = SHARDINGS.find((name) => name === text);
   if (!found)
     throw new DanceError("ERR_USAGE", `--sharding: expected one of ${SHARDINGS.join(", ")}, got "${text}"`);
@@ -73,12 +77,19 @@ function shardingOf(text: string, world: number): Sharding {
 async function readConfig(
   path: string,
   changes: string[],
+  world: number,
 ): Promise<{ config: TrainConfig; modelConfig?: string }> {
   const tree = await readTree(path);
   const folder = dirname(resolve(path));
   if (!("num_layers" in tree)) return { config: configFromTree(tree, folder, changes) };
   // The pipeline's folder is the one around `transformer/`.
-  const made = { model: { path: dirname(folder) }, prompts: ["any"], rewards: [{ type: "hps-v2.1" }] };
+  const made = {
+    model: { path: dirname(folder) },
+    prompts: ["any"],
+    rewards: [{ type: "hps-v2.1" }],
+    promptsPerIteration: world,
+    learning: { accumulate: defaults.learning.accumulate * world },
+  };
   return { config: configFromTree(made, folder, changes), modelConfig: path };
 }
 
@@ -111,11 +122,11 @@ function tableOf(inputs: MemoryInputs, plan: MemoryPlan): string[] {
     ["average", lasting.average, `running average, f32${shared(sharding !== "none")}`],
     ["models", lasting.otherModels, models("end")],
     ["communication", lasting.communication, "gradient buckets under way, the communicator's buffers"],
-    [STAGE_NAMES.encode, stages.encode, models("encoded")],
+    [STAGE_NAMES.encode, stages.encode, `${models("encoded")}; gone before gradients and optimizer come`],
     [
       STAGE_NAMES.rollout,
       stages.rollout,
-      `${config.promptsPerIteration * config.groupSize} trajectories, ${sampling.batch} pictures at a time, ${sampling.width} x ${sampling.height}`,
+      `${rankShare(inputs).pictures} trajectories, ${sampling.batch} pictures at a time, ${sampling.width} x ${sampling.height}`,
     ],
     [
       STAGE_NAMES.update,
@@ -152,10 +163,11 @@ async function plan(
   output: Output,
 ): Promise<void> {
   const world = wholeNumber("--world", 1)(given.world ?? "1");
-  const sharding = shardingOf(given.sharding ?? "none", world);
   const deviceMemory =
     given.deviceMemory === undefined ? undefined : parseBytes("--device-memory", given.deviceMemory);
-  const { config, modelConfig } = await readConfig(path, given.set ?? []);
+  const { config, modelConfig } = await readConfig(path, given.set ?? [], world);
+  const sharding = shardingOf(given.sharding, config, world);
+  checkDeal(config, world);
   const inputs = await memoryInputs(config, {
     modelConfig: given.modelConfig ?? modelConfig,
     world,
@@ -187,7 +199,7 @@ export function addPlan(program: Command, context: CommandContext): void {
     .description(SUMMARY)
     .argument("<config>", "training configuration or transformer's config.json")
     .option("--world <n>", "ranks that train together (default 1)")
-    .option("--sharding <what>", `what ranks share out: ${SHARDINGS.join(", ")} (default none)`)
+    .option("--sharding <what>", `what ranks share out: ${SHARDINGS.join(", ")} (default: as configured)`)
     .option("--device-memory <size>", "memory of a device, such as 64GiB")
     .option("--model-config <file>", "the transformer's config.json, when the model is not at hand")
     .option("--set <name=value>", "change an option, any number of times", context.collect)

@@ -77,7 +77,7 @@ function tellingOptions(config: TrainConfig, output: Output): TrainRunOptions {
       output.progress.update(clock.line(progress));
     },
     onIteration: (metrics) => {
-      clock.iteration(metrics.iteration, metrics.seconds.total);
+      clock.iteration(metrics.iteration, metrics.seconds.total - metrics.seconds.encode);
       output.line(metrics);
     },
     onEvaluation: (metrics) => {

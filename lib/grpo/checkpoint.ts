@@ -151,7 +151,8 @@ const isFileList = (value: unknown): boolean =>
   value.length > 0 &&
   value.every((name) => typeof name === "string" && /^\w[\w.-]*$/.test(name));
 
-async function readState(checkpoint: string): Promise<TrainerState> {
+/** @throws {DanceError} `ERR_CHECKPOINT` when there is none that this version reads. */
+export async function readState(checkpoint: string): Promise<TrainerState> {
   const path = join(checkpoint, STATE);
   try {
     const state = JSON.parse(await readFile(path, "utf8")) as TrainerState | null;

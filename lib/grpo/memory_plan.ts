@@ -47,13 +47,13 @@ export interface MemoryPlan {
     otherModels: number;
     communication: number;
   };
-  /** What comes on top of it, by stage. */
+  /** What comes on top of it, by stage; while encoding, on top of weights and other models only. */
   stages: Record<Stage, number>;
   /** Blocks that are recomputed, of how many. */
   recompute: { blocks: number; of: number };
   /** Of a training pass without and with recompute of all blocks. */
   activations: { none: number; all: number; planned: number };
-  /** Lasting and the largest stage. */
+  /** Of the largest stage, with what lasts. */
   peak: number;
   /** The stage that needs most. */
   peakStage: Stage;
@@ -170,16 +170,31 @@ function passOf(inputs: MemoryInputs, trained: Trained, rows: number): PassShape
   };
 }
 
-/** Trajectories, pictures and embeddings of an iteration. */
-function iterationBytes({ config, flux, textTokens }: MemoryInputs, imageTokens: number): number {
-  const { sampling, promptsPerIteration, groupSize } = config;
-  const pictures = promptsPerIteration * groupSize;
+/** Pictures of an iteration that are one rank's, and the most prompts that they may be of. */
+export function rankShare({ config, world }: Pick<MemoryInputs, "config" | "world">): {
+  pictures: number;
+  prompts: number;
+} {
+  const { promptsPerIteration, groupSize, distributed } = config;
+  const pictures = Math.ceil((promptsPerIteration * groupSize) / world);
+  const spread = distributed.groupSpansRanks;
+  return {
+    pictures,
+    prompts: spread ? Math.min(promptsPerIteration, pictures) : Math.ceil(promptsPerIteration / world),
+  };
+}
+
+/** Trajectories, pictures and embeddings of a rank's part of an iteration. */
+function iterationBytes(inputs: MemoryInputs, imageTokens: number): number {
+  const { config, flux, textTokens } = inputs;
+  const { sampling } = config;
+  const { pictures, prompts } = rankShare(inputs);
   const noisy = Math.min(sampling.window?.size ?? sampling.steps, sampling.steps - 1);
   const states = noisy + (noisy < sampling.steps ? 2 : 1);
   const trajectory = states * imageTokens * flux.inChannels * 4;
   const picture = 3 * sampling.width * sampling.height * 4;
   const embedding = (textTokens * flux.jointAttentionDim + flux.pooledProjectionDim) * 4;
-  return pictures * (trajectory + picture) + promptsPerIteration * embedding;
+  return pictures * (trajectory + picture) + prompts * embedding;
 }
 
 function blocksFor(inputs: MemoryInputs, pass: PassShape, free: number | undefined): number {
@@ -218,8 +233,14 @@ export function planMemory(inputs: MemoryInputs): MemoryPlan {
     rollout: iteration + rollout,
     update: iteration + activations.planned,
   };
-  const peakStage = STAGES.reduce((most, stage) => (stages[stage] > stages[most] ? stage : most));
-  const peak = base + stages[peakStage];
+  const totals = {
+    // Text encoders are gone before gradients and optimizer come.
+    encode: lasting.weights + lasting.otherModels + stages.encode,
+    rollout: base + stages.rollout,
+    update: base + stages.update,
+  };
+  const peakStage = STAGES.reduce((most, stage) => (totals[stage] > totals[most] ? stage : most));
+  const peak = totals[peakStage];
   return {
     lasting,
     stages,

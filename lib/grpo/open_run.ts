@@ -1,6 +1,6 @@
 /** Opening a run's folder together: the same options on all ranks, the same checkpoints to go on from. */
 import { DanceError } from "../errors.js";
-import { type Checkpoint, listCheckpoints } from "./checkpoint.js";
+import { type Checkpoint, listCheckpoints, readState, type TrainerState } from "./checkpoint.js";
 import type { TrainConfig } from "./config.js";
 import { findRunFolder, openRunFolder } from "./run_folder.js";
 import type { RunLock } from "./run_lock.js";
@@ -12,6 +12,16 @@ export interface OpenedRun {
   lock: RunLock | undefined;
   /** Oldest first, as the first rank sees them. */
   checkpoints: Checkpoint[];
+  /** Where the oldest of them that can be read stands; the start without one. The run goes on from there or later. */
+  oldest: Pick<TrainerState, "iteration" | "prompts">;
+}
+
+async function oldestOf(checkpoints: readonly Checkpoint[]): Promise<OpenedRun["oldest"]> {
+  for (const { path } of checkpoints) {
+    const state = await readState(path).catch(() => undefined); // restoring tells what is wrong with it
+    if (state) return { iteration: state.iteration, prompts: state.prompts };
+  }
+  return { iteration: 0, prompts: { epoch: 0, index: 0 } };
 }
 
 /**
@@ -24,7 +34,7 @@ export async function openRun(config: TrainConfig, team: Team): Promise<OpenedRu
   try {
     const own = team.isFirst ? await listCheckpoints(config.output.folder) : [];
     const hash = configHash(config);
-    const said = await team.gather("run folder", { hash, checkpoints: own });
+    const said = await team.gather("run folder", { hash, checkpoints: own, oldest: await oldestOf(own) });
     const other = said.findIndex((each) => each.hash !== said[0]!.hash);
     if (other >= 0) {
       throw new DanceError(
@@ -33,7 +43,8 @@ export async function openRun(config: TrainConfig, team: Team): Promise<OpenedRu
       );
     }
     if (!team.isFirst) await findRunFolder(config);
-    return { lock, checkpoints: said[0]!.checkpoints };
+    const { checkpoints, oldest } = said[0]!;
+    return { lock, checkpoints, oldest };
   } catch (error) {
     await lock?.release();
     throw error;

@@ -79,7 +79,7 @@ export class Policy implements Disposable {
     this.#team = team;
   }
 
-  /** All ranks of `team` call it, and every method below. */
+  /** All ranks of `team` call it, and every method below. Nothing large is made before `prepare()`. */
   static async create(
     pipeline: Pipeline,
     { learning, distributed, seed: number }: PolicyConfig,
@@ -97,14 +97,15 @@ export class Policy implements Disposable {
       ordered: distributed.collective === "ordered",
       overlap: distributed.overlap,
     });
-    try {
-      // Before the first activations: made after them, it would take the memory that they leave, and they would need new.
-      await runJob(optimizer.prepare());
-    } catch (error) {
-      optimizer.dispose();
-      throw error;
-    }
     return new Policy(pipeline, optimizer, learning, team);
+  }
+
+  /**
+   * Takes the memory of gradients and optimizer. After the text encoders went; but before the first activations: made after them, it would
+   * take the memory that they leave, and they would need new.
+   */
+  async prepare(): Promise<void> {
+    await runJob(this.optimizer.prepare());
   }
 
   /** Runs `work` with the running average in the weights' place, when there is one. */

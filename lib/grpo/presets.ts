@@ -1,6 +1,6 @@
 /**
- * Starting points. The three DanceGRPO presets are the published scripts' settings for one of their devices: with n ranks, `promptsPerIteration`
- * and `learning.accumulate` times n give the published batch. `tiny-shapes` is the shipped model's.
+ * Starting points. The three DanceGRPO presets have the published scripts' batch, that of all their devices together: it stays the same on
+ * fewer, which only take longer. `tiny-shapes` is the shipped model's.
  */
 import { join } from "node:path";
 import { DanceError } from "../errors.js";
@@ -13,6 +13,9 @@ const DANCEGRPO: PartialConfig = {
   rewards: [{ type: "hps-v2.1", path: "HPS_v2.1_compressed.pt" }],
   output: { checkpointEvery: 40 },
 };
+
+/** 12 billion parameters with their gradients and state fit no device alone. */
+const SHARED: PartialConfig["distributed"] = { sharding: "optimizer+gradients" };
 
 const TINY = join(packageRoot, "models", "tiny-shapes");
 const ATTRIBUTES = { type: "module", path: join(TINY, "attributes.mjs") };
@@ -71,25 +74,27 @@ const TINY_SHAPES: PartialConfig = {
 
 /** Every preset by name. */
 export const PRESETS: Readonly<Record<string, PartialConfig>> = {
-  // 16 devices, one prompt each, three updates an iteration.
+  // One prompt and four pictures an update of each device: three updates an iteration.
   "dancegrpo-16gpu": {
     ...DANCEGRPO,
-    promptsPerIteration: 1,
-    learning: { accumulate: 4, clipNorm: 1 },
+    promptsPerIteration: 16,
+    learning: { accumulate: 16 * 4, clipNorm: 1 },
+    distributed: SHARED,
   },
-  // 8 devices, two prompts each, two updates; the small clip norm and the average came after reward collapses.
+  // Two prompts and twelve pictures an update of each device: two updates; the small clip norm and the average came after reward collapses.
   "dancegrpo-8gpu": {
     ...DANCEGRPO,
-    promptsPerIteration: 2,
-    learning: { accumulate: 12, clipNorm: 0.01, emaDecay: 0.995 },
+    promptsPerIteration: 8 * 2,
+    learning: { accumulate: 8 * 12, clipNorm: 0.01, emaDecay: 0.995 },
+    distributed: SHARED,
   },
   "dancegrpo-8gpu-lora": {
     ...DANCEGRPO,
-    promptsPerIteration: 2,
+    promptsPerIteration: 8 * 2,
     iterations: 301,
     sampling: { steps: 12 },
     learning: {
-      accumulate: 12,
+      accumulate: 8 * 12,
       learningRate: 3e-4,
       clipNorm: 1,
       lora: { rank: 128, alpha: 256, targets: ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"] },

@@ -13,17 +13,17 @@ import {
 } from "../rewards/scorer.js";
 import { type SamplePlan, samplePlan } from "../sample/sampler.js";
 import { mixedAdvantages } from "./advantage.js";
-import { restoreNewest, saveCheckpoint, type TrainerState } from "./checkpoint.js";
+import { saveCheckpoint, type TrainerState } from "./checkpoint.js";
 import { blocksToRecompute } from "./cost.js";
-import { type Share, shareOf } from "./deal.js";
-import { EmbeddingStore } from "./embeddings.js";
-import { evaluate, evaluationPrompts, writePictureList } from "./evaluation.js";
+import type { Share } from "./deal.js";
+import type { EmbeddingStore } from "./embeddings.js";
+import { evaluate, writePictureList } from "./evaluation.js";
 import { learningRateAt } from "./learning_rate.js";
-import { type IterationMetrics, MetricsFile, noSeconds, type StageSeconds, spread } from "./metrics.js";
-import { openRun } from "./open_run.js";
+import { type IterationMetrics, type MetricsFile, noSeconds, type StageSeconds, spread } from "./metrics.js";
+import { type Opened, openTraining, promptOrder, timesteps } from "./opening.js";
 import { type PictureReport, PictureWatch } from "./picture_watch.js";
-import { Policy } from "./policy.js";
-import { loadPrompts, PromptOrder, type PromptPosition } from "./prompts.js";
+import type { Policy } from "./policy.js";
+import type { PromptOrder } from "./prompts.js";
 import type { StageRecorder } from "./recorder.js";
 import { iterationMetrics } from "./report_iteration.js";
 import { type IterationPrompt, type Rollout, rollout } from "./rollout.js";
@@ -33,34 +33,10 @@ import type { Team } from "./team.js";
 import { groupsOf, packReport, Together } from "./together.js";
 import type { RunOptions, TrainerParts } from "./trainer.js";
 import { type UpdateReport, update } from "./update.js";
-import { configHash } from "./validate.js";
 import { windowAt } from "./window.js";
-
-const startState = (hash: string): TrainerState => ({
-  version: 1,
-  iteration: 0,
-  updates: 0,
-  skippedUpdates: 0,
-  prompts: { epoch: 0, index: 0 },
-  metricsBytes: 0,
-  configHash: hash,
-  seconds: 0,
-});
 
 /** Thrown inside to give up a rollout; never leaves this file. */
 class Stopped extends Error {}
-
-/** What a session is made of. */
-interface Made {
-  policy: Policy;
-  embeddings: EmbeddingStore;
-  prompts: string[];
-  evaluationPrompts: string[];
-  /** The first rank's. */
-  metrics: MetricsFile | undefined;
-  state: TrainerState;
-  lock: RunLock | undefined;
-}
 
 export class Session {
   readonly #parts: TrainerParts;
@@ -80,55 +56,38 @@ export class Session {
   readonly #lock: RunLock | undefined;
   #saved: number;
   #textTokens = 0;
+  /** What encoding the prompts took: told once, with the first iteration. */
+  #encodeSeconds: number;
   /** Some rank was asked to stop, and all know it. */
   #stopping = false;
   #pictureWatch: PictureWatch | undefined;
   /** Of the iteration under way. */
   #recorder: StageRecorder | undefined;
 
-  private constructor(parts: TrainerParts, options: RunOptions, team: Team, made: Made) {
+  private constructor(parts: TrainerParts, options: RunOptions, team: Team, opened: Opened) {
     this.#parts = parts;
     this.#options = options;
     this.#team = team;
     this.#signal = team.signal(options.signal);
-    this.#share = shareOf(parts.config, team);
+    this.#share = opened.share;
     this.#together = new Together(team, parts.config);
-    this.#policy = made.policy;
-    this.#embeddings = made.embeddings;
-    this.#prompts = made.prompts;
-    this.#order = this.#orderFrom(made.state.prompts);
-    this.#evaluationPrompts = made.evaluationPrompts;
-    this.#metrics = made.metrics;
-    this.#state = made.state;
-    this.#lock = made.lock;
-    this.#saved = made.state.iteration;
+    this.#policy = opened.policy;
+    this.#embeddings = opened.embeddings;
+    this.#prompts = opened.prompts;
+    this.#order = promptOrder(parts.config, opened.prompts.length, opened.state.prompts);
+    this.#evaluationPrompts = opened.evaluationPrompts;
+    this.#metrics = opened.metrics;
+    this.#state = opened.state;
+    this.#lock = opened.lock;
+    this.#saved = opened.state.iteration;
+    this.#encodeSeconds = opened.encodeSeconds;
     if (parts.config.output.pictureCheck) this.#pictureWatch = new PictureWatch(parts.pipeline.vaeFactor * 2);
   }
 
-  /** Everything that can be refused is refused here, before the first picture. */
-  static async open(parts: TrainerParts, options: RunOptions, team: Team): Promise<Session> {
-    const { config, pipeline } = parts;
-    const prompts = await promptsOf(config.prompts);
-    const evaluationPrompts = config.evaluation.every > 0 ? await promptsOf(config.evaluation.prompts) : [];
-    samplePlan(pipeline, { ...config.sampling, ...timesteps(parts), window: undefined }); // tells sizes that do not fit
-    const { folder } = config.output;
-    const { lock, checkpoints } = await openRun(config, team);
-    let policy: Policy | undefined;
-    try {
-      policy = await Policy.create(pipeline, config, team);
-      const { onWarning } = options;
-      const restored = await restoreNewest(folder, checkpoints, policy.optimizer, { team, onWarning });
-      const state = restored ?? startState(configHash(config));
-      const path = join(folder, "metrics.jsonl");
-      const metrics = team.isFirst ? await MetricsFile.open(path, state.metricsBytes) : undefined;
-      const embeddings = new EmbeddingStore(pipeline, config.embeddingCache);
-      const made = { policy, embeddings, prompts, evaluationPrompts, metrics, state, lock };
-      return new Session(parts, options, team, made);
-    } catch (error) {
-      policy?.[Symbol.dispose]();
-      await lock?.release();
-      throw error;
-    }
+  /** All ranks call it. `undefined`: one was asked to stop before anything was learned. */
+  static async open(parts: TrainerParts, options: RunOptions, team: Team): Promise<Session | undefined> {
+    const opened = await openTraining(parts, options, team);
+    return opened && new Session(parts, options, team, opened);
   }
 
   async close(): Promise<void> {
@@ -142,11 +101,8 @@ export class Session {
   }
 
   async *iterations(): AsyncGenerator<IterationMetrics> {
-    const { config, pipeline } = this.#parts;
+    const { config } = this.#parts;
     try {
-      await this.#untilStopped(() => this.#encodeAll());
-      await this.#agreeOnStop("prompts encoded");
-      pipeline.freeTextEncoders();
       if (this.#state.iteration === 0) await this.#evaluate();
     } catch (error) {
       if (!(error instanceof Stopped)) throw error;
@@ -176,51 +132,9 @@ export class Session {
     }
   }
 
-  /** @throws {Stopped} on all ranks when one was asked to stop. */
-  async #agreeOnStop(name: string): Promise<void> {
-    const asked = await this.#team.gather(name, this.#asked);
-    if (asked.includes(true)) this.#stopAll();
-  }
-
   #stopAll(): never {
     this.#stopping = true;
     throw new Stopped();
-  }
-
-  /** Embeddings of the prompts that this rank will still use. */
-  async #encodeAll(): Promise<void> {
-    const { config } = this.#parts;
-    const left = config.iterations - this.#state.iteration;
-    const ahead = this.#orderFrom(this.#order.position);
-    const groups = groupsOf(this.#share);
-    const wanted = evaluationPrompts({
-      ...config.evaluation,
-      prompts: this.#evaluationPrompts,
-      seat: this.#team,
-    });
-    const heldOut = wanted.length;
-    for (let i = 0; i < left; i++) {
-      const numbers = ahead.take(config.promptsPerIteration);
-      wanted.push(...groups.map((group) => this.#prompts[numbers[group]!]!));
-    }
-    const recorder = await this.#options.recorder?.begin();
-    if (recorder && left > 0) {
-      await recorder.stage("encode"); // one prompt tells all that a comparison needs
-      await this.#embeddings.prepare(wanted.slice(heldOut, heldOut + 1));
-      await recorder.end();
-    }
-    await this.#embeddings.prepare(wanted, this.#signal, (done, all) => {
-      this.#progress("encode", done, all);
-      this.#giveUpIfStopped();
-    });
-  }
-
-  #orderFrom(position: PromptPosition): PromptOrder {
-    const { seed, compat } = this.#parts.config;
-    return new PromptOrder(this.#prompts.length, seed, {
-      sameOrderEveryEpoch: compat.sameOrderEveryEpoch,
-      position,
-    });
   }
 
   #progress(stage: keyof StageSeconds, done: number, all: number): void {
@@ -241,6 +155,8 @@ export class Session {
     const { config, pipeline } = this.#parts;
     const started = performance.now();
     const seconds = noSeconds();
+    const encoded = this.#encodeSeconds;
+    seconds.encode = encoded;
     const plan = this.#plan();
     const numbers = this.#order.take(config.promptsPerIteration);
     const uploaded = new Map<number, IterationPrompt>();
@@ -276,7 +192,8 @@ export class Session {
       this.#state.updates += learned.updates;
       this.#state.skippedUpdates += learned.skipped;
       this.#state.prompts = this.#order.position;
-      const total = (performance.now() - started) / 1000;
+      const total = encoded + (performance.now() - started) / 1000;
+      this.#encodeSeconds = 0;
       this.#state.seconds += total;
       const metrics = iterationMetrics(this.#parts, {
         ...joined,
@@ -521,11 +438,3 @@ export class Session {
 }
 
 const pad = (number: number) => String(number).padStart(3, "0");
-
-const timesteps = ({ config }: TrainerParts) => ({
-  integerTimesteps: config.compat.integerTimesteps,
-  bf16Timesteps: config.compat.bf16Timesteps,
-});
-
-const promptsOf = async (source: string | string[]): Promise<string[]> =>
-  (await loadPrompts(source)).map((prompt) => prompt.text);

@@ -116,6 +116,10 @@ export class GrpoTrainer {
     let ended = false;
     try {
       const session = await Session.open(this.#parts, options, team);
+      if (!session) {
+        ended = true;
+        return;
+      }
       try {
         yield* session.iterations();
         ended = true;
