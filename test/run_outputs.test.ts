@@ -210,6 +210,35 @@ describe("embeddings on disk", () => {
 });
 
 describe("memory of a run", () => {
+  it("has text encoders or the optimizer's state, not both", async () => {
+    const pipeline = await smallPipeline(device, model);
+    const loaded = device.memory().used;
+    const { GrpoTrainer } = await import("../lib/grpo/trainer.js");
+    const trainer = new GrpoTrainer({
+      ...SHORT,
+      iterations: 1,
+      prompts: PROMPTS,
+      reward: brightness,
+      pipeline,
+      output: { folder: newRun() },
+    });
+    const state = pipeline.transformer
+      .parameters()
+      .reduce((sum, { shape }) => sum + shape.reduce((product, dim) => product * dim, 4), 0);
+    let encoding = 0;
+    let later = 0;
+    const onProgress = ({ stage }: { stage: string }) => {
+      const { used } = device.memory();
+      if (stage === "encode") encoding = Math.max(encoding, used);
+      if (stage === "rollout") later = Math.max(later, used);
+    };
+    for await (const _ of trainer.run({ onProgress }));
+    pipeline.dispose();
+    // Gradients and two moments: three times the weights, which are f32.
+    expect(encoding).toBeLessThan(loaded + state);
+    expect(later).toBeGreaterThan(encoding);
+  });
+
   it("is taken once: later iterations ask the system for nothing", async () => {
     const counts: number[] = [];
     const learning = { ...SHORT.learning, emaDecay: 0.9 };
