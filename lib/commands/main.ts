@@ -4,6 +4,7 @@ import { DanceError } from "../errors.js";
 import { nearest } from "../nearest.js";
 import { version } from "../version.js";
 import { addAlign } from "./align.js";
+import { addBench } from "./bench.js";
 import { addBuild } from "./build.js";
 import { CommandContext } from "./context.js";
 import { addDoctor } from "./doctor.js";
@@ -24,6 +25,7 @@ const COMMANDS = [
   addAlign,
   addReport,
   addPlan,
+  addBench,
   addBuild,
 ];
 
