@@ -93,6 +93,7 @@ async function trainOn(
   const team = new Team(group);
   const { path, dtype } = config.model;
   const signal = team.signal(options.signal);
+  await team.compareConfigs(config); // before gigabytes are read in vain
   using pipeline = await loadPipeline(path, {
     device,
     ...(dtype ? { dtype } : {}),

@@ -1,11 +1,9 @@
 /** Opening a run's folder together: the same options on all ranks, the same checkpoints to go on from. */
-import { DanceError } from "../errors.js";
 import { type Checkpoint, listCheckpoints, readState, type TrainerState } from "./checkpoint.js";
 import type { TrainConfig } from "./config.js";
 import { findRunFolder, openRunFolder } from "./run_folder.js";
 import type { RunLock } from "./run_lock.js";
 import type { Team } from "./team.js";
-import { configHash } from "./validate.js";
 
 export interface OpenedRun {
   /** The first rank's, which keeps other processes out for all. */
@@ -30,18 +28,11 @@ async function oldestOf(checkpoints: readonly Checkpoint[]): Promise<OpenedRun["
  * @throws {DanceError} `ERR_OUTPUT` as `openRunFolder` does, or when a rank does not see the folder; `ERR_OPTION` when options differ.
  */
 export async function openRun(config: TrainConfig, team: Team): Promise<OpenedRun> {
+  await team.compareConfigs(config);
   const lock = team.isFirst ? await openRunFolder(config) : undefined;
   try {
     const own = team.isFirst ? await listCheckpoints(config.output.folder) : [];
-    const hash = configHash(config);
-    const said = await team.gather("run folder", { hash, checkpoints: own, oldest: await oldestOf(own) });
-    const other = said.findIndex((each) => each.hash !== said[0]!.hash);
-    if (other >= 0) {
-      throw new DanceError(
-        "ERR_OPTION",
-        `config: expected the same options on all ranks, got others on rank ${other} than on rank 0`,
-      );
-    }
+    const said = await team.gather("run folder", { checkpoints: own, oldest: await oldestOf(own) });
     if (!team.isFirst) await findRunFolder(config);
     const { checkpoints, oldest } = said[0]!;
     return { lock, checkpoints, oldest };

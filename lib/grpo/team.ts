@@ -1,6 +1,8 @@
 /** A run's ranks as its trainer sees them: who I am, what all of them say, and when to give up. A run of one rank needs no group. */
+import { compareConfigs } from "../distributed/compare.js";
 import type { Group } from "../distributed/types.js";
 import type { NativeCommunicator } from "../native.js";
+import type { TrainConfig } from "./config.js";
 
 export class Team {
   readonly rank: number;
@@ -32,6 +34,18 @@ export class Team {
   /** What every rank says, in rank order. All make the same calls. */
   async gather<T>(name: string, value: T): Promise<T[]> {
     return this.#group && this.size > 1 ? this.#group.exchange(name, value) : [value];
+  }
+
+  /**
+   * Makes sure that all ranks were told the same. What a rank may have for itself is left out: its device, its threads, where it keeps
+   * embeddings and where it sees the run's folder.
+   *
+   * @throws {DanceError} `ERR_OPTION` naming the options that differ, and who has what.
+   */
+  async compareConfigs(config: TrainConfig): Promise<void> {
+    if (!this.#group || this.size === 1) return;
+    const ignore = ["device.name", "device.threads", "embeddingCache", "output.folder"];
+    await compareConfigs(this.#group, config, { ignore });
   }
 
   /** Waits for all ranks. */

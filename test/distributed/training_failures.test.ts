@@ -3,7 +3,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, describe, expect, it } from "vitest";
 import { testFolder } from "../support/device.js";
-import { compiled } from "../support/processes.js";
+import { childrenOf, compiled, dist, environmentOf, start } from "../support/processes.js";
 import {
   allEnded,
   checkpointsOf,
@@ -87,21 +87,36 @@ describe("a training of several ranks", () => {
 
   it("tells on all ranks what went wrong on one", async () => {
     const started = await startTraining(2, config, runOf("broken"), {
-      set: (rank) => (rank === 1 ? ["model.path=/nowhere/at/all"] : []),
+      set: (rank) => (rank === 1 ? [`embeddingCache=${config}/cache`] : []),
     });
     const [first, second] = await allEnded(started);
     expect([first!.code, second!.code]).toEqual([1, 1]);
-    expect(second!.error).toContain("/nowhere/at/all");
+    expect(second!.error).toContain("train.json/cache");
     expect(first!.error).toContain("rank 1");
-    expect(first!.error).toContain("/nowhere/at/all");
+    expect(first!.error).toContain("train.json/cache");
   }, 180_000);
 
   it("wants the same options on all", async () => {
     const started = await startTraining(2, config, runOf("differing"), { set: (rank) => [`seed=${rank}`] });
     for (const { error, code } of await allEnded(started)) {
-      expect(error).toContain("expected the same options on all ranks");
+      expect(error).toContain("expected the same on all ranks, got seed: 0 on rank 0, 1 on rank 1");
+      expect(error).not.toContain("loading"); // told before any weight is read
       expect(code).not.toBe(0);
     }
+  }, 180_000);
+
+  it("goes on from its last checkpoint when its launcher starts it again", async () => {
+    const run = runOf("again");
+    const launch = ["launch", "--nproc-per-node", "2", "--max-restarts", "1", "--grace", "5", "--json", "--"];
+    const training = ["train", config, "--json", "--set", `output.folder=${run}`, "--set", SHARDED.set[0]!];
+    const launcher = start(process.execPath, [join(dist, "cli.js"), ...launch, ...training]);
+    await launcher.said('\\"type\\":\\"iteration\\",\\"iteration\\":2,');
+    const second = childrenOf(launcher.child.pid!).find((pid) => environmentOf(pid).RANK === "1");
+    process.kill(second!, "SIGKILL");
+    const { code, lines, error } = await launcher.ended;
+    expect([code, error]).toEqual([0, expect.stringContaining("rank 1 failed first: killed by SIGKILL")]);
+    expect(lines.at(-1)).toMatchObject({ type: "summary", ranks: 2, restarts: 1 });
+    expectWhole(run);
   }, 180_000);
 
   it("wants numbers that the ranks divide", async () => {

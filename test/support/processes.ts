@@ -1,5 +1,6 @@
 // Processes of tests with several ranks: compiled code, free ports, what each process said.
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
+import { readFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { afterAll, beforeAll } from "vitest";
@@ -95,6 +96,18 @@ export function start(command: string, args: string[], env: Record<string, strin
   };
   return { child, ended, said };
 }
+
+/** Processes that this one started. */
+export const childrenOf = (pid: number): number[] =>
+  readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim().split(" ").map(Number);
+
+/** The variables that a process was started with. */
+export const environmentOf = (pid: number): Record<string, string> =>
+  Object.fromEntries(
+    readFileSync(`/proc/${pid}/environ`, "utf8")
+      .split("\0")
+      .map((line) => [line.slice(0, line.indexOf("=")), line.slice(line.indexOf("=") + 1)]),
+  );
 
 /** Starts the ranks of a group that torchrun-style variables describe. */
 export async function startRanks(
