@@ -1,5 +1,7 @@
 #include "backend/gloo/gloo_engine.h"
 
+#include <net/if.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -398,6 +400,9 @@ std::unique_ptr<Communicator> GlooSetup::connect(std::span<const std::string> of
 
 MeshPointer open_mesh(const std::string& interface, const std::string& address, int rank, int ranks,
                       double timeout) {
+  // libgloo's own search loses memory when it fails.
+  require(interface.empty() || if_nametoindex(interface.c_str()) != 0, "ERR_COMMUNICATION",
+          "gloo: expected a network interface of this host, got ", interface);
   char error[kErrorRoom];
   GlooMesh* const mesh = danceflux_gloo_open(interface.c_str(), address.c_str(), rank, ranks,
                                              std::llround(timeout * 1000), error, sizeof error);
