@@ -1,6 +1,7 @@
 // Two hosts, as network namespaces with a cable between them that is cut in mid exchange. Needs root and iproute2.
 import { execFileSync, spawnSync } from "node:child_process";
-import { afterAll, describe, expect, it } from "vitest";
+import { afterAll, afterEach, describe, expect, it } from "vitest";
+import { native } from "../../lib/native.js";
 import {
   cleanEnvironment,
   compiled,
@@ -40,14 +41,24 @@ function makeHosts(): string | undefined {
 }
 
 const reason = makeHosts();
+const gloo = native()
+  .probeBackends()
+  .find(({ name }) => name === "gloo");
+/** Why there are no collectives between hosts here. */
+const noGloo = gloo?.state === "READY" ? undefined : (gloo?.message ?? "the plugin was not built");
 afterAll(() => {
   for (const host of [A, B]) spawnSync("ip", ["netns", "delete", host]);
 });
 
 /** Ranks 0 and 2 on host A, rank 1 on host B. */
-function startOn(action: string, culprit: string, env: Record<string, string>): Started[] {
+function startOn(
+  action: string,
+  culprit: string,
+  env: Record<string, string>,
+  engine: string[] = [],
+): Started[] {
   return [A, B, A].map((host, rank) =>
-    start("ip", ["netns", "exec", host, process.execPath, groupChild, dist, action, culprit], {
+    start("ip", ["netns", "exec", host, process.execPath, groupChild, dist, action, culprit, ...engine], {
       ...cleanEnvironment(),
       RANK: String(rank),
       WORLD_SIZE: "3",
@@ -81,6 +92,10 @@ describe(`two hosts${reason ? ` (skipped: ${reason})` : ""}`, () => {
     );
   });
 
+  afterEach(() => {
+    if (!reason) ip("-n", B, "link", "set", "cable", "up");
+  });
+
   it.skipIf(reason)("both learn that the cable is cut in mid exchange", async () => {
     const ranks = startOn("hold", "2", { DANCEFLUX_SECRET: "s3cret", DANCEFLUX_SILENCE_SECONDS: "1" });
     await Promise.all(ranks.map(({ said }) => said('"round":1')));
@@ -94,5 +109,31 @@ describe(`two hosts${reason ? ` (skipped: ${reason})` : ""}`, () => {
     expect(last(there)).toMatch(
       /exchange "round 2": rank 0, which keeps the rendezvous at 10\.213\.77\.1:29511: not heard of for 1 s/,
     );
+  });
+
+  const GLOO = { DANCEFLUX_SECRET: "s3cret", GLOO_SOCKET_IFNAME: "cable" };
+
+  it.skipIf(reason ?? noGloo)("sum over the cable", async () => {
+    const ended = await Promise.all(startOn("none", "-1", GLOO, ["auto"]).map((each) => each.ended));
+    for (const { code, error, lines } of ended) {
+      expect([code, error]).toEqual([0, ""]);
+      expect(lines[1]).toMatchObject({ sum: [1 + 2 + 3, 30] });
+    }
+  });
+
+  it.skipIf(reason ?? noGloo)("all learn that the cable is cut in the middle of an all_reduce", async () => {
+    const silence = { DANCEFLUX_SILENCE_SECONDS: "1" };
+    const ranks = startOn("sumOn", "-1", { ...GLOO, ...silence }, ["auto"]);
+    await Promise.all(ranks.map(({ said }) => said('"summing":true')));
+    await new Promise((done) => setTimeout(done, 200));
+    ip("-n", B, "link", "set", "cable", "down");
+    const ended = await Promise.all(ranks.map((each) => each.ended));
+    expect(ended.map(({ code }) => code)).toEqual([1, 1, 1]);
+    const lost = "not heard of for 1 s: it is stopped, or the network is cut";
+    expect(last(ended[0]!)).toMatch(new RegExp(`^all_reduce \\d+: .*rank 1: lost .*: ${lost}`));
+    expect(last(ended[1]!)).toMatch(
+      /^all_reduce \d+: .*rank 0, which keeps the rendezvous.*: not heard of for 1 s/,
+    );
+    expect(last(ended[2]!)).toMatch(/^all_reduce \d+: .*rank [01]/);
   });
 });

@@ -1,6 +1,7 @@
 // One rank: exchanges round after round until something happens to it. The place comes from the environment.
 // node group-child.mjs DIST ACTION CULPRIT [ENGINE]: with an engine each round sums over all ranks on the CPU too
 // ACTION is what rank CULPRIT does after two rounds: kill, stop, throw, reject, exit, late, config, hold, absent, killInSum; none: all end after three rounds.
+// sumOn: every rank then sums 32 MB again and again, until it fails.
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 
@@ -38,6 +39,12 @@ const acts = {
   },
 };
 
+async function sumOn() {
+  const tensor = await device.handle.upload(new Float32Array(8e6), [8e6]).promise;
+  say({ summing: true });
+  for (;;) await group.communicator.allReduce(tensor, { op: "sum", ordered: false }).promise;
+}
+
 let group;
 const device = engine && (await load("device.js")).openDevice("cpu", { threads: 1 });
 /** Sum over all ranks of this rank's number plus one. */
@@ -57,6 +64,7 @@ try {
     await compareConfigs(group, { seed: own ? 2 : 1, model: { path: "m" }, token: String(rank) });
   for (let round = 0; round < 3; round++) {
     if (own && round === 2) await acts[action]?.();
+    if (action === "sumOn" && round === 2) await sumOn();
     const values = await group.exchange(`round ${round}`, rank);
     say({ round, values, ...(device ? { sum: await sum(rank) } : {}) });
   }
