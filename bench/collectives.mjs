@@ -33,13 +33,22 @@ function buildPeer() {
   return status === 0 ? program : undefined;
 }
 
+/** There is no such target where libgloo-dev is not. */
+function buildGloo() {
+  try {
+    return existsSync(buildNativeBench("danceflux_gloo.so"));
+  } catch {
+    return false;
+  }
+}
+
 function engines(ranks) {
   const bench = buildNativeBench("danceflux_collectives_bench");
   const sizes = SIZES.map(String);
   const ours = (engine, options) => () =>
     lines(bench, [engine, `${ranks}`, JSON.stringify(options), ...sizes]);
   const found = { "shared memory": ours("shared-memory", {}) };
-  if (existsSync(`${root}build/bench/danceflux_gloo.so`)) found.gloo = ours("gloo", { address: "127.0.0.1" });
+  if (buildGloo()) found.gloo = ours("gloo", { address: "127.0.0.1" });
   const peer = buildPeer();
   if (!peer) return found;
   const transports = { "Open MPI": "self,vader", "Open MPI tcp": "self,tcp" };
