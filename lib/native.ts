@@ -346,25 +346,35 @@ export interface NativeMeasure {
   };
 }
 
-/** Numbers of two tensors that should be alike, gathered piece by piece; `native/align/measure.h` tells what each means. */
+/** What is told of two tensors that should be alike; `native/align/measure.h` tells what each means. */
+export interface NativePairResult {
+  count: number;
+  finite: number;
+  equal: number;
+  odd: number;
+  withinOne: number;
+  withinFive: number;
+  dot: number;
+  squaresA: number;
+  squaresB: number;
+  squaredDistance: number;
+  maxAbsolute: number;
+  maxRelative: number;
+  worst: number;
+  ulps: number[];
+}
+
+/** Gathered piece by piece. */
 export interface NativePairMeasure {
   add(a: Uint8Array, aDtype: DTypeName, b: Uint8Array, bDtype: DTypeName): void;
-  result(): {
-    count: number;
-    finite: number;
-    equal: number;
-    odd: number;
-    withinOne: number;
-    withinFive: number;
-    dot: number;
-    squaresA: number;
-    squaresB: number;
-    squaredDistance: number;
-    maxAbsolute: number;
-    maxRelative: number;
-    worst: number;
-    ulps: number[];
-  };
+  result(): NativePairResult;
+}
+
+/** Elements in row-major order that lie in a file from this byte on. */
+export interface StoredElements {
+  path: string;
+  offset: number;
+  dtype: DTypeName;
 }
 
 /** Ranks whose devices compute together; see `native/backend/communicator.h`. Collectives run beside the device's other work. */
@@ -498,6 +508,8 @@ export interface NativeBinding {
   readTensor(path: string, name: string): { shape: number[]; values: Float32Array };
   Measure: new () => NativeMeasure;
   PairMeasure: new () => NativePairMeasure;
+  /** Compares elements that lie in files, on several threads that read for themselves; `ERR_FILE` when one is cut off. */
+  measureStored(a: StoredElements, b: StoredElements, elements: number): Promise<NativePairResult>;
   /** CRC-32 of more bytes after those that gave `crc`; begins with 0. */
   crc32(crc: number, data: Uint8Array): number;
   /** Handles alive now, over all devices, and how many the garbage collector had to clean up: what tests look for leaks with. */

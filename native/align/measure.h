@@ -48,8 +48,6 @@ struct PairMeasure {
   void add(const void* a, DType a_dtype, const void* b, DType b_dtype, std::size_t elements);
   /// The measure of the elements that come next.
   void add(const PairMeasure& next);
-  /// As add(), on several threads when there are many elements; the same result on any number of them.
-  void add_together(const void* a, DType a_dtype, const void* b, DType b_dtype, std::size_t elements);
 };
 
 }  // namespace danceflux::align
