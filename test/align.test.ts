@@ -180,6 +180,26 @@ describe("compareDumps", () => {
     expect((await compareDumps(await dump(side(0.1)), await dump(side(0)))).first?.record.name).toBe("d");
   });
 
+  it("holds what is left of a product against its terms", async () => {
+    const side = (rest: number, terms?: number) => [
+      record("p", wave(100, 0, 1000), { role: "input" }),
+      record("p", wave(100, 0, rest), terms === undefined ? {} : { terms }),
+      record("q", wave(100, 0, rest), { role: "input" }),
+      record("q", wave(100, 0, rest * 2)),
+    ];
+    const status = async (a: DumpRecord[], b: DumpRecord[]) => {
+      const { first, aligned } = await compareDumps(await dump(a), await dump(b));
+      return aligned ? "aligned" : first?.record.name;
+    };
+    // One part in ten thousand of what is left; a thousandth of that, beside the terms.
+    expect(await status(side(1.0001), side(1))).toBe("p");
+    expect(await status(side(1.0001, 7000), side(1, 7000))).toBe("aligned");
+    // PyTorch tells no terms: those of the other side count. A fault as large as a part of the terms is seen.
+    expect(await status(side(1.0001, 7000), side(1))).toBe("aligned");
+    expect(await status(side(1.02, 7000), side(1, 7000))).toBe("aligned");
+    expect(await status(side(1.2, 7000), side(1, 7000))).toBe("p");
+  });
+
   it("tells shapes, NaN, missing tensors, cut files and equal bits", async () => {
     const right = await dump([record("a", [1, 2]), record("b", [1, 2]), record("c", [1])]);
     const odd = await compareDumps(await dump([record("a", [1, 2, 3]), record("b", [Number.NaN, 2])]), right);

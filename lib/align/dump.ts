@@ -51,6 +51,8 @@ export interface DumpRecord {
   max?: number;
   mean?: number;
   l2?: number;
+  /** Of a product: the norm that it would have if its terms had signs of chance. Its roundings are as large as that tells. */
+  terms?: number;
   /** Random projections: what tells how far apart two tensors are without the tensors. */
   sketch?: number[];
   /** Where the whole tensor lies. */
