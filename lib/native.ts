@@ -455,12 +455,12 @@ export interface NativeDevice extends Disposable {
   observeLevel(level: ObserveOptions["level"] | null): NativeJob<void>;
   /** What comes next is recorded as part of this stage; what models compute (default: the same) as part of `inside`. */
   observeStage(name: string, inside?: string): NativeJob<void>;
-  /** Records one tensor. With `firstRow` each of its rows by itself, as `name.5` and so on, so that batches of any size compare. */
+  /** Records one tensor. With `rows` each of its rows by itself, as `name.5` and so on, so that batches of any size compare. */
   observeTensor(
     name: string,
     role: "input" | "output",
     tensor: NativeTensor,
-    firstRow?: number,
+    rows?: readonly number[],
   ): NativeJob<void>;
   /**
    * The lines recorded since the last call, as JSON, and what recording took so far; `flush` writes what waits in memory. `ERR_FILE`,

@@ -185,10 +185,9 @@ class Lineage {
     return role === "output" ? this.#inputs.get(`${stage}|${name}`) : undefined;
   }
 
-  /** Sums may cancel: what is left of them is held against what went in, and what is left of a product against its terms. */
-  floorOf(record: DumpRecord, other: DumpRecord): number {
-    if (SUMS.has(record.op)) return this.#inputsOf(record)?.norm ?? 0;
-    return record.role === "output" ? (other.terms ?? record.terms ?? 0) : 0;
+  /** Sums may cancel: what is left of them is held against what went in. */
+  floorOf(record: DumpRecord): number {
+    return SUMS.has(record.op) ? (this.#inputsOf(record)?.norm ?? 0) : 0;
   }
 
   /** The error of an input that an earlier op gave: it stays the same, whatever its norm. */
@@ -259,7 +258,7 @@ export async function compareDumps(a: Dump, b: Dump, options: CompareOptions = {
     const made = lineage.made(record, other);
     const measured: Measured = made
       ? { ...made, estimated: true, known: true }
-      : lineage.eased(record, await measure(record, other, left, right, lineage.floorOf(record, other)));
+      : lineage.eased(record, await measure(record, other, left, right, lineage.floorOf(record)));
     const tolerance = toleranceOf(record, [record.dtype, other.dtype, a.header.weights, b.header.weights]);
     const inherited = lineage.of(record);
     lineage.add(record, other, measured);

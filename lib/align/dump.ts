@@ -13,7 +13,7 @@ export type Summary = "checksum" | "statistics" | "full";
 /** Where a dump comes from. What differs here is the cause of a divergence more often than a kernel is. */
 export interface DumpHeader {
   danceflux: "dump";
-  version: 1;
+  version: 2;
   /** `danceflux 0.1.0` or `PyTorch 2.13` ... */
   program: string;
   level: Level;
@@ -51,8 +51,6 @@ export interface DumpRecord {
   max?: number;
   mean?: number;
   l2?: number;
-  /** Of a product: the norm that it would have if its terms had signs of chance. Its roundings are as large as that tells. */
-  terms?: number;
   /** Random projections: what tells how far apart two tensors are without the tensors. */
   sketch?: number[];
   /** Where the whole tensor lies. */
@@ -174,7 +172,7 @@ export async function readDump(folder: string): Promise<Dump> {
   lines.pop(); // after the last newline: nothing, or a line that was not finished
   const header = parsed(path, lines[0] ?? "");
   if (header.danceflux !== "dump") throw unusable(path, "got another file");
-  if (header.version !== 1) throw unusable(path, `of version 1, got ${header.version}`);
+  if (header.version !== 2) throw unusable(path, `of version 2, got ${header.version}`);
   const records: DumpRecord[] = [];
   let end: Record<string, unknown> | undefined;
   for (const line of lines.slice(1)) {

@@ -2,8 +2,6 @@
  * How far apart two right results may be: |a - b| / |b|, by the coarser storage of the two sides and the kind of op. A tolerance belongs to
  * a dtype and a family, never to a case.
  *
- * What is left of a sum or of a product that cancelled is held against the size of its terms: roundings are as large as those.
- *
  * They were chosen from what a harmless change does: another order of a sum moves an f32 product of a few thousand terms by about 1e-6;
  * rounding weights to bf16 moves one by about 2e-3, to f16 by about 3e-4.
  */

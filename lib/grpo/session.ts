@@ -21,7 +21,7 @@ import { evaluate, evaluationPrompts, writePictureList } from "./evaluation.js";
 import { learningRateAt } from "./learning_rate.js";
 import { type IterationMetrics, MetricsFile, noSeconds, type StageSeconds, spread } from "./metrics.js";
 import { openRun } from "./open_run.js";
-import { type PictureReport, PictureWatch } from "./picture_watch.js";
+import { type PictureReport, PictureWatch, type SeenPictures } from "./picture_watch.js";
 import { Policy } from "./policy.js";
 import { loadPrompts, PromptOrder, type PromptPosition } from "./prompts.js";
 import type { StageRecorder } from "./recorder.js";
@@ -102,7 +102,8 @@ export class Session {
     this.#state = made.state;
     this.#lock = made.lock;
     this.#saved = made.state.iteration;
-    if (parts.config.output.pictureCheck) this.#pictureWatch = new PictureWatch(parts.pipeline.vaeFactor * 2);
+    if (parts.config.output.pictureCheck)
+      this.#pictureWatch = new PictureWatch(parts.pipeline.vaeFactor * 2, made.state.pictures);
   }
 
   /** Everything that can be refused is refused here, before the first picture. */
@@ -152,13 +153,19 @@ export class Session {
       if (!(error instanceof Stopped)) throw error;
       return; // nothing was learned yet that could be lost
     }
-    while (this.#state.iteration < config.iterations && !this.#stopping) {
+    while (this.#state.iteration < this.#last && !this.#stopping) {
       const metrics = await this.#iteration();
       if (!metrics) break; // asked to stop in the middle of a rollout
       yield metrics;
     }
+    if (this.#last < config.iterations && !this.#stopping) return; // a look at its beginning keeps nothing
     await this.#checkpoint();
     if (this.#state.iteration >= config.iterations) await this.#finish();
+  }
+
+  /** The iteration to end after. */
+  get #last(): number {
+    return Math.min(this.#parts.config.iterations, this.#options.until ?? Number.POSITIVE_INFINITY);
   }
 
   /** Was this rank asked to stop? Only what all ranks agreed on may end a stage that they share. */
@@ -190,7 +197,7 @@ export class Session {
   /** Embeddings of the prompts that this rank will still use. */
   async #encodeAll(): Promise<void> {
     const { config } = this.#parts;
-    const left = config.iterations - this.#state.iteration;
+    const left = this.#last - this.#state.iteration;
     const ahead = this.#orderFrom(this.#order.position);
     const groups = groupsOf(this.#share);
     const wanted = evaluationPrompts({
@@ -268,7 +275,9 @@ export class Session {
       await this.#writer.flush();
       seconds.save += (performance.now() - saving) / 1000;
       seconds.communicate += own.communication.secondsWaited;
-      const part = packReport(own, { stop: this.#asked, seconds, device: pipeline.device.memory() });
+      const device = pipeline.device.memory();
+      const seen = this.#pictureWatch?.seen();
+      const part = packReport(own, { stop: this.#asked, seconds, device, ...(seen ? { pictures: seen } : {}) });
       const joined = await this.#together.report(this.#state.iteration + 1, own, part);
       this.#stopping ||= joined.stop;
       const { learned } = joined;
@@ -286,7 +295,7 @@ export class Session {
         rewardFailures: missingScores(all),
         judged,
         textTokens: this.#textTokens,
-        pictures: this.#lookAtPictures(),
+        pictures: this.#lookAtPictures(joined.pictures),
         total,
         ranks: this.#team.size,
       });
@@ -310,8 +319,8 @@ export class Session {
     this.#textTokens = [...uploaded.values()][0]!.embedding.text.shape[1]!;
     await this.#recorder?.stage("prompts");
     for (const [group, { embedding }] of uploaded) {
-      await this.#recorder?.tensor("text", "input", embedding.text, group);
-      await this.#recorder?.tensor("pooled", "input", embedding.pooled, group);
+      await this.#recorder?.tensor("text", "input", embedding.text, [group]);
+      await this.#recorder?.tensor("pooled", "input", embedding.pooled, [group]);
     }
   }
 
@@ -386,9 +395,11 @@ export class Session {
     return scores;
   }
 
-  #lookAtPictures(): PictureReport | undefined {
-    const report = this.#pictureWatch?.report();
-    for (const warning of report?.warnings ?? []) this.#options.onWarning?.(`pictures: ${warning}`);
+  #lookAtPictures(seen: readonly SeenPictures[]): PictureReport | undefined {
+    const report = this.#pictureWatch?.report(seen);
+    this.#state.pictures = this.#pictureWatch?.reference;
+    const told = this.#team.isFirst ? (report?.warnings ?? []) : []; // all ranks know the same
+    for (const warning of told) this.#options.onWarning?.(`pictures: ${warning}`);
     return report;
   }
 

@@ -9,9 +9,8 @@
 namespace danceflux::align {
 namespace {
 
-// ---- signs ----------------------------------------------------------------------------------------------
+// ---- weights --------------------------------------------------------------------------------------------
 
-// They repeat after a block, flipped by the block's own.
 std::uint32_t scatter(std::uint32_t x) {
   x *= 0x9e3779b1u;
   x ^= x >> 15;
@@ -21,19 +20,22 @@ std::uint32_t scatter(std::uint32_t x) {
   return x ^ (x >> 15);
 }
 
-using Signs = std::array<std::array<float, kBlock>, kSketches>;
+using Weights = std::array<std::array<float, kBlock>, kSketches>;
 
-Signs block_signs() {
-  Signs signs{};
-  for (std::uint32_t i = 0; i < kBlock; ++i) {
-    const std::uint32_t bits = scatter(i);
-    for (std::size_t k = 0; k < kSketches; ++k) signs[k][i] = bits >> k & 1 ? 1.0f : -1.0f;
+/// Even over -sqrt(3) .. sqrt(3), so that the variance is 1. They repeat after a block, under a sign of its own.
+Weights block_weights() {
+  Weights weights{};
+  for (std::uint32_t k = 0; k < kSketches; ++k) {
+    for (std::uint32_t i = 0; i < kBlock; ++i)
+      weights[k][i] =
+          static_cast<float>((scatter(k * static_cast<std::uint32_t>(kBlock) + i) * 0x1p-31 - 1) *
+                             1.7320508075688772);
   }
-  return signs;
+  return weights;
 }
 
-const Signs& signs() {
-  static const Signs table = block_signs();
+const Weights& weights() {
+  static const Weights table = block_weights();
   return table;
 }
 
@@ -44,13 +46,12 @@ double block_sign(std::uint64_t block, std::size_t k) {
 // ---- numbers --------------------------------------------------------------------------------------------
 
 struct Sums {
-  double sum[kLanes] = {}, squares[kLanes] = {}, sketch[kSketches][kLanes] = {};
+  double sum[kLanes] = {}, squares[kLanes] = {};
   float low[kLanes], high[kLanes];
 };
 
-/// `count` is a multiple of kLanes; `table` are the signs of the first element and on.
-DANCEFLUX_WIDER void gather(const float* __restrict x, std::size_t count, const float* __restrict table,
-                            Sums& __restrict sums) {
+/// `count` is a multiple of kLanes.
+DANCEFLUX_WIDER void gather(const float* __restrict x, std::size_t count, Sums& __restrict sums) {
   for (std::size_t i = 0; i < count; i += kLanes) {
     for (std::size_t lane = 0; lane < kLanes; ++lane) {
       const float value = x[i + lane];
@@ -62,35 +63,46 @@ DANCEFLUX_WIDER void gather(const float* __restrict x, std::size_t count, const 
       sums.sum[lane] += value;
       sums.squares[lane] += value * value;
     }
-    for (std::size_t k = 0; k < kSketches; ++k) {
-      for (std::size_t lane = 0; lane < kLanes; ++lane)
-        sums.sketch[k][lane] += static_cast<double>(x[i + lane] * table[k * kBlock + i + lane]);
-    }
   }
+}
+
+/// One projection: `table` are the weights of the first element and on. By itself, so that its lanes stay in
+/// registers.
+DANCEFLUX_WIDER void project(const float* __restrict x, std::size_t count, const float* __restrict table,
+                             double* __restrict lanes) {
+  double sum[kLanes] = {};
+  for (std::size_t i = 0; i < count; i += kLanes) {
+    for (std::size_t lane = 0; lane < kLanes; ++lane)
+      sum[lane] += static_cast<double>(x[i + lane] * table[i + lane]);
+  }
+  for (std::size_t lane = 0; lane < kLanes; ++lane) lanes[lane] = sum[lane];
 }
 
 void add_sums(const float* x, std::size_t count, std::size_t within, std::uint64_t block, Measure& measure) {
   Sums sums;
   std::fill_n(sums.low, kLanes, std::numeric_limits<float>::infinity());
   std::fill_n(sums.high, kLanes, -std::numeric_limits<float>::infinity());
-  const Signs& table = signs();
+  const Weights& table = weights();
   const std::size_t whole = count / kLanes * kLanes;
-  gather(x, whole, &table[0][within], sums);
+  gather(x, whole, sums);
   for (std::size_t i = whole, lane = 0; i < count; ++i, ++lane) {
     const double value = x[i];
     sums.low[lane] = std::min(sums.low[lane], x[i]);
     sums.high[lane] = std::max(sums.high[lane], x[i]);
     sums.sum[lane] += value;
     sums.squares[lane] += value * value;
-    for (std::size_t k = 0; k < kSketches; ++k)
-      sums.sketch[k][lane] += static_cast<double>(x[i] * table[k][within + i]);
   }
   measure.min = std::min<double>(measure.min, *std::min_element(sums.low, sums.low + kLanes));
   measure.max = std::max<double>(measure.max, *std::max_element(sums.high, sums.high + kLanes));
   measure.sum += total(sums.sum);
   measure.squares += total(sums.squares);
-  for (std::size_t k = 0; k < kSketches; ++k)
-    measure.sketch[k] += block_sign(block, k) * total(sums.sketch[k]);
+  for (std::size_t k = 0; k < kSketches; ++k) {
+    double lanes[kLanes];
+    project(x, whole, &table[k][within], lanes);
+    for (std::size_t i = whole; i < count; ++i)
+      lanes[i - whole] += static_cast<double>(x[i] * table[k][within + i]);
+    measure.sketch[k] += block_sign(block, k) * total(lanes);
+  }
 }
 
 /// Of a block that holds NaN or infinities: the extremes of the others, which are taken aside before zeros

@@ -6,7 +6,7 @@
 #include <cstdio>
 #include <utility>
 
-#include "align/pieces.h"
+#include "backend/backend.h"
 #include "core/error.h"
 #include "core/json.h"
 #include "io/atomic_file.h"
@@ -15,6 +15,7 @@
 namespace danceflux::align {
 namespace {
 
+constexpr std::int64_t kPiece = 1 << 20;  // elements on the host at once
 constexpr std::size_t kPrefix = 8, kAlignment = 8;
 
 std::string number(double value) {
@@ -83,18 +84,43 @@ void write_header(io::AtomicFile& file, const std::vector<Entry>& entries) {
 
 }  // namespace
 
+void for_each_piece(const Tensor& tensor,
+                    const std::function<void(const std::byte* data, std::size_t elements)>& visit) {
+  if (tensor.numel() == 0) return;
+  const bool flat = tensor.is_contiguous();
+  if (tensor.numel() > kPiece && flat && tensor.rank() != 1)
+    return for_each_piece(tensor.view({tensor.numel()}), visit);
+  if (tensor.numel() > kPiece) {
+    int axis = 0;
+    while (tensor.dim(axis) == 1) ++axis;
+    const std::int64_t row = tensor.numel() / tensor.dim(axis),
+                       rows = std::max<std::int64_t>(1, kPiece / row);
+    for (std::int64_t start = 0; start < tensor.dim(axis); start += rows)
+      for_each_piece(tensor.narrow(axis, start, std::min(rows, tensor.dim(axis) - start)), visit);
+    return;
+  }
+  Backend& device = backend_of(tensor);
+  Tensor packed = tensor;
+  if (!flat) {
+    packed = device.empty(tensor.shape(), tensor.dtype());
+    device.copy(packed, tensor);
+  }
+  std::vector<std::byte> host(packed.bytes());
+  device.download(host.data(), packed);
+  visit(host.data(), static_cast<std::size_t>(packed.numel()));
+}
+
 Recorder::Recorder(RecorderOptions options) : Observer(options.level), options_(std::move(options)) {}
 
 void Recorder::stage(std::string name, std::string inside) {
   stage_ = std::move(name);
   inside_ = std::move(inside);
-  terms_.restart();
   restart();
 }
 
 void Recorder::see(const Sight& sight) {
   write_line(head_of(inside_, sight.name, sight.block, sight.op, name_of(sight.role), sight.index),
-             sight.tensor, sight.product);
+             sight.tensor);
 }
 
 void Recorder::record(const std::string& name, const std::string& op, const char* role,
@@ -103,7 +129,7 @@ void Recorder::record(const std::string& name, const std::string& op, const char
 }
 
 // A recording that fails must not take the job with it: it stops, and whoever asks for its lines is told.
-void Recorder::write_line(const std::string& head, const Tensor& tensor, const Product* product) {
+void Recorder::write_line(const std::string& head, const Tensor& tensor) {
   if (stopped_) return;
   const auto started = std::chrono::steady_clock::now();
   try {
@@ -117,20 +143,14 @@ void Recorder::write_line(const std::string& head, const Tensor& tensor, const P
       });
     }
     lines_.push_back(head + ",\"dtype\":\"" + std::string(danceflux::name_of(tensor.dtype())) +
-                     "\",\"shape\":" + tensor.shape().string() + told(measure, options_.summary) + size_of_terms(tensor, product) +
-                     place + "}");
+                     "\",\"shape\":" + tensor.shape().string() + told(measure, options_.summary) + place +
+                     "}");
     ++count_;
   } catch (...) {
     stopped_ = std::current_exception();
     waiting_.clear();
   }
   seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
-}
-
-std::string Recorder::size_of_terms(const Tensor& out, const Product* product) {
-  if (!product || options_.summary == Summary::checksum) return "";
-  const double size = terms_.size(out, product->x, product->weight, product->bias);
-  return size > 0 && std::isfinite(size) ? ",\"terms\":" + number(size) : "";
 }
 
 std::string Recorder::file_name() {

@@ -1,12 +1,12 @@
 // An observer that writes down what it sees: one line of JSON per tensor, and, when asked, the tensors
 // themselves in safetensors files. Never more than one shard and one piece of a tensor are in host memory.
 #pragma once
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "align/measure.h"
-#include "align/terms.h"
 #include "autograd/observer.h"
 
 namespace danceflux::align {
@@ -45,14 +45,12 @@ class Recorder final : public Observer {
     std::vector<std::byte> data;
   };
   void see(const Sight& sight) override;
-  void write_line(const std::string& head, const Tensor& tensor, const Product* product = nullptr);
-  std::string size_of_terms(const Tensor& out, const Product* product);
+  void write_line(const std::string& head, const Tensor& tensor);
   std::string keep(const Tensor& tensor, Measure& measure);
   std::string file_name();
   void write_shard();
 
   const RecorderOptions options_;
-  Terms terms_;
   std::string stage_, inside_;
   std::uint64_t count_ = 0;
   int files_ = 0;
@@ -63,5 +61,9 @@ class Recorder final : public Observer {
   std::exception_ptr stopped_;
   bool told_ = false;
 };
+
+/// Calls `visit` with the elements of `tensor` in row-major order, piece by piece.
+void for_each_piece(const Tensor& tensor,
+                    const std::function<void(const std::byte* data, std::size_t elements)>& visit);
 
 }  // namespace danceflux::align

@@ -36,8 +36,7 @@ std::string Observer::next_name(const char* op) {
   return name;
 }
 
-void Observer::op(const char* op, const Tensor& out, std::span<const Tensor> inputs,
-                  const Product* product) {
+void Observer::op(const char* op, const Tensor& out, std::span<const Tensor> inputs) {
   if (level_ != Level::op || !registers()) return;
   const std::string name = next_name(op);
   known_[out.id()] = {name, block_, op, 0};
@@ -47,7 +46,7 @@ void Observer::op(const char* op, const Tensor& out, std::span<const Tensor> inp
     if (input) see({name, block_, op, SightRole::input, index, input});
     ++index;
   }
-  see({name, block_, op, SightRole::output, 0, out, product});
+  see({name, block_, op, SightRole::output, 0, out});
 }
 
 void Observer::block(SightRole role, int index, const Tensor& tensor) {

@@ -19,11 +19,6 @@ namespace danceflux {
 
 enum class SightRole : std::uint8_t { input, output, gradient };
 
-/// What an output is the product of; the bias may be undefined. `weight` is [N, K] or [O, C, kh, kw].
-struct Product {
-  Tensor x, weight, bias;
-};
-
 /// One tensor as it was seen.
 struct Sight {
   const std::string& name;
@@ -32,7 +27,6 @@ struct Sight {
   SightRole role;
   int index;  // which input or output
   const Tensor& tensor;
-  const Product* product = nullptr;  // of an output that is one
 };
 
 class Observer {
@@ -50,8 +44,7 @@ class Observer {
   static void install(Observer* observer);
 
   /// An op gave `out`. Undefined inputs are left out.
-  void op(const char* op, const Tensor& out, std::span<const Tensor> inputs,
-          const Product* product = nullptr);
+  void op(const char* op, const Tensor& out, std::span<const Tensor> inputs);
   /// Input or output number `index` of the block that is open.
   void block(SightRole role, int index, const Tensor& tensor);
   /// `tensor` is the gradient of the tensor with this identity.
@@ -99,12 +92,6 @@ inline void observed(const char* op, const Tensor& out, const Tensors&... inputs
     const Tensor all[] = {inputs..., Tensor()};
     observer->op(op, out, {all, sizeof...(inputs)});
   }
-}
-
-/// The same for a product with weights: they are no inputs to be seen, but tell how large its terms are.
-inline void observed_product(const char* op, const Tensor& out, const Product& product) {
-  if (Observer* observer = Observer::current()) [[unlikely]]
-    observer->op(op, out, {&product.x, 1}, &product);
 }
 
 /// A block of a model (or, with a name without dots, the model itself) while it runs.

@@ -55,14 +55,9 @@ Tensor Linear::activated(UnaryOp f, const Tensor& x) const {
 
 std::vector<Tensor> Linear::parts(const Tensor& x) const {
   std::vector<Tensor> outputs = parts_inside(x);
-  if (!Observer::current()) return outputs;
-  const Tensor bias = value_or_none(bias_);
-  std::int64_t row = 0;
-  for (std::size_t i = 0; i < outputs.size(); row += parts_[i++].rows) {
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
     const OpName name([&] { return join_names(full_name(), parts_[i].name); });
-    observed_product("linear", outputs[i],
-                     {x, weight_->value.narrow(0, row, parts_[i].rows),
-                      bias ? bias.narrow(0, row, parts_[i].rows) : Tensor()});
+    observed("linear", outputs[i], x);
   }
   return outputs;
 }

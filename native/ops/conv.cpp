@@ -57,7 +57,7 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, const C
   const Tensor out = device.empty(check_conv2d(x, weight, bias, args), x.dtype());
   const Tensor image = packed(x), kernel = packed(weight);
   device.conv2d(out, image, kernel, bias, args);
-  observed_product("conv2d", out, {x, weight, bias});
+  observed("conv2d", out, x);
   if (!tracked(x, weight, bias)) return out;
   const ConvSaved saved{tracked(weight) ? image : Tensor(), kernel, args, x.shape()};
   return recorded("conv2d", out, {x, weight, bias},

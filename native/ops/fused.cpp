@@ -22,10 +22,10 @@ Tensor linear_activation(UnaryOp op, const Tensor& x, const Tensor& weight, cons
   const Tensor rows = as_rows(x), out_rows = as_rows(out), pre = record ? like(out_rows) : Tensor();
   if (!device.taken("linear_activation", device.linear_activation(op, out_rows, pre, rows, weight, bias))) {
     const Tensor whole = in_parts([&] { return composed::linear_activation(op, x, weight, bias); });
-    observed_product("linear_activation", whole, {x, weight, bias});
+    observed("linear_activation", whole, x);
     return whole;
   }
-  observed_product("linear_activation", out, {x, weight, bias});
+  observed("linear_activation", out, x);
   if (!record) return out;
   auto gradient = [op, pre, rows = tracked(weight) ? rows : Tensor(), weight,
                    shape = x.shape()](Gradients& gradients) {

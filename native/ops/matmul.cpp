@@ -57,12 +57,7 @@ Tensor matmul(const Tensor& a, const Tensor& b, float alpha) {
   const DType dtype = compute_dtype(device, a);
   const Tensor out = device.empty(with_matrix(batch, a.dim(-2), b.dim(-1)), dtype);
   device.matmul(out, left, right, {}, {.alpha = alpha});
-  if (Observer* observer = Observer::current()) [[unlikely]] {
-    const Tensor inputs[] = {a, b};
-    const bool flat = b.rank() == 2 && alpha == 1;
-    const Product product{a, flat ? b.transpose(0, 1) : Tensor(), Tensor()};
-    observer->op("matmul", out, inputs, flat ? &product : nullptr);
-  }
+  observed("matmul", out, a, b);
   if (!tracked(a, b)) return out;
   const Tensor saved_left = tracked(b) ? left : Tensor(), saved_right = tracked(a) ? right : Tensor();
   auto gradient = [saved_left, saved_right, a_shape = a.shape(), b_shape = b.shape(), alpha,
@@ -113,7 +108,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   const Tensor out = device.empty(check_linear("linear", x, weight, bias), x.dtype());
   const Tensor rows = as_rows(x);
   device.matmul(as_rows(out), rows, weight.transpose(0, 1), bias, {});
-  observed_product("linear", out, {x, weight, bias});
+  observed("linear", out, x);
   if (!tracked(x, weight, bias)) return out;
   // Only the gradient of the weight reads x; a frozen weight lets it go.
   auto gradient = [rows = tracked(weight) ? rows : Tensor(), weight,

@@ -3,7 +3,6 @@
 #include <cstring>
 #include <limits>
 
-#include "align/pieces.h"
 #include "align/recorder.h"
 #include "autograd/observer.h"
 #include "autograd/tape.h"
@@ -201,41 +200,6 @@ TEST("recorder: a disk that cannot be written stops it, not the job") {
   recorder.record("b", "stage", "output", numbers(*device, {64}, 1));
   CHECK_THROWS("ERR_FILE", recorder.take());
   CHECK(recorder.take().empty());
-}
-
-TEST("recorder: a product is told with the size of its terms, however little is left of them") {
-  const auto device = cpu::open_cpu({});
-  align::Recorder recorder({Observer::Level::op, align::Summary::statistics, "", 0});
-  const Tensor flat = ops::from_host(*device, {2, 4}, std::vector<float>(8, 3.0f));
-  const Tensor filter = ops::from_host(*device, {1, 4}, std::vector<float>{1, -1, 2, -2.001f});
-  const Tensor bias = ops::from_host(*device, {1}, std::vector<float>{0.5f});
-  Observer::install(&recorder);
-  ops::linear(flat, filter, bias);
-  ops::matmul(flat, filter.transpose(0, 1));
-  const Tensor image = numbers(*device, {2, 3, 6, 8}, 1), window = numbers(*device, {5, 3, 2, 2}, 2);
-  ops::conv2d(image, window, {}, {.stride = 2});
-  ops::unary(UnaryOp::exp, flat);
-  Observer::install(nullptr);
-  std::vector<double> terms;
-  for (const std::string& line : recorder.take()) {
-    const std::size_t at = line.find("\"terms\":");
-    if (at != std::string::npos) terms.push_back(std::stod(line.substr(at + 8)));
-  }
-  CHECK_EQ(terms.size(), 3u);
-  CHECK_NEAR(terms[0], std::sqrt(2 * (9 * (1 + 1 + 4 + 2.001 * 2.001) + 0.25)), 1e-6);
-  CHECK_NEAR(terms[1], std::sqrt(2 * (9 * (1 + 1 + 4 + 2.001 * 2.001))), 1e-6);
-  // Windows that touch without a gap: the terms are those of a matmul of 12 channels.
-  double squares = 0;
-  const std::vector<float> x = ops::to_host(image), w = ops::to_host(window);
-  for (std::size_t c = 0; c < 3; ++c) {
-    double left = 0, right = 0;
-    for (std::size_t b = 0; b < 2; ++b)
-      for (std::size_t i = 0; i < 48; ++i) left += std::pow(x[(b * 3 + c) * 48 + i], 2);
-    for (std::size_t o = 0; o < 5; ++o)
-      for (std::size_t i = 0; i < 4; ++i) right += std::pow(w[(o * 3 + c) * 4 + i], 2);
-    squares += left * right / 4;
-  }
-  CHECK_NEAR(terms[2], std::sqrt(squares), 1e-6 * std::sqrt(squares));
 }
 
 TEST("pieces: every element in row-major order, however it lies") {
