@@ -307,6 +307,8 @@ export interface OptimizerStepResult {
 export interface NativeOptimizer extends Disposable {
   /** Makes gradients and state for the parameters that train now; without it, the first of the other jobs does. */
   prepare(): NativeJob<void>;
+  /** Waits until gradients are whole, summed over samples and ranks, for whoever looks at them before `step`. */
+  settle(): NativeJob<void>;
   /** Clips by the global norm (0: no clipping), updates, zeroes the gradients; a non-finite norm skips the update. */
   step(learningRate: number, clipNorm: number): NativeJob<OptimizerStepResult>;
   /** Exchanges the weights with their running average, until it is called again. */

@@ -71,19 +71,23 @@ describe("align record on several ranks", () => {
   it.each(Object.keys(LAUNCHERS))("knows its rank under %s", async (name) => {
     const out = at(`out-${name}`);
     const ends = await recordOn(2, LAUNCHERS[name]!, record(out, "--ranks", "1"));
-    expect(ends.map(({ code, stderr }) => [code, stderr.includes("Error")])).toEqual([
+    expect(ends.map(({ code, error }) => [code, error.includes("Error")])).toEqual([
       [0, false],
       [0, false],
     ]);
-    expect(ends[0]!.stdout).toBe("");
-    expect(ends[1]!.stdout).toMatch(/^recorded .*rank-1: 1 iterations in .* recording took/);
+    expect(ends[0]!.out).toBe("");
+    expect(ends[1]!.out).toMatch(/^recorded .*rank-1: 1 iterations in .* recording took/);
     expect(readdirSync(out)).toEqual(["rank-1"]); // the run that it was recorded from is gone
   });
 
   it("tells the same bits as one rank does, each its own pictures by their own numbers", async () => {
     const [alone] = await recordOn(1, () => ({}), record(at("one"), "--steps", "0-1"));
     expect(alone!.code).toBe(0);
-    const ends = await recordOn(2, LAUNCHERS.torchrun!, record(at("two"), "--steps", "0-1", "--ranks", "0-1"));
+    const ends = await recordOn(
+      2,
+      LAUNCHERS.torchrun!,
+      record(at("two"), "--steps", "0-1", "--ranks", "0-1"),
+    );
     expect(ends.map(({ code }) => code)).toEqual([0, 0]);
     const one = await readDump(at("one"));
     const numbers: string[] = [];
@@ -92,7 +96,9 @@ describe("align record on several ranks", () => {
       const comparison = await compareDumps(dump, one);
       // What a rank learns from is a part of the whole; what it makes of that together with the others is not.
       const whole = comparison.findings.filter(({ record: { name } }) => !/^(losses|ratios)$/.test(name));
-      expect(whole.filter(({ status }) => status !== "equal").map(({ record: { name } }) => name)).toEqual([]);
+      expect(whole.filter(({ status }) => status !== "equal").map(({ record: { name } }) => name)).toEqual(
+        [],
+      );
       expect(comparison.onlyA.filter((key) => !/\|(losses|ratios)\|/.test(key))).toEqual([]);
       numbers.push(
         ...dump.records
@@ -106,7 +112,7 @@ describe("align record on several ranks", () => {
 
   it("refuses ranks that there are not", async () => {
     const [alone] = await recordOn(1, () => ({}), record(at("none"), "--ranks", "1"));
-    expect([alone!.code, alone!.stderr]).toEqual([2, expect.stringContaining("ranks: expected 0")]);
+    expect([alone!.code, alone!.error]).toEqual([2, expect.stringContaining("ranks: expected 0")]);
     expect(existsSync(at("none"))).toBe(false);
   });
 });

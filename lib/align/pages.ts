@@ -109,7 +109,10 @@ export function rewardPage(result: RewardResult, a: string, b: string): string {
     const { group, places, values: apart } = furthest(left.map((value, i) => value - right[i]!));
     return chart({
       title: `${name}: A \u2212 B`,
-      note: group === 1 ? "Per picture, in order." : `In order; of each ${group} pictures the one furthest apart.`,
+      note:
+        group === 1
+          ? "Per picture, in order."
+          : `In order; of each ${group} pictures the one furthest apart.`,
       x: places,
       xName: "picture",
       series: [{ name: "A \u2212 B", values: apart, color: 1 }],

@@ -213,6 +213,7 @@ async function replayLearning(scene: Scene, advantages: number[]): Promise<void>
       updatesDone: iteration * perIteration,
       perUpdate: config.learning.accumulate,
       ranks: 1,
+      sharded: false,
       ordered: config.distributed.collective === "ordered",
       recorder: scene.recorder,
     });

@@ -169,7 +169,12 @@ export function addAlign(program: Command, context: CommandContext): void {
     .requiredOption("--out <folder>", "where to; empty or new")
     .option("--level <level>", LEVELS.join(", "), oneOf<Level>("--level", LEVELS), "block")
     .option("--steps <list>", "iterations, counted from 0: 0,5,10-12", (text) => parseSteps(text), [0])
-    .option("--ranks <list>", "which ranks of a launched run record", (text) => parseSteps(text, "--ranks"), [0])
+    .option(
+      "--ranks <list>",
+      "which ranks of a launched run record",
+      (text) => parseSteps(text, "--ranks"),
+      [0],
+    )
     .option(
       "--summary <kind>",
       `${SUMMARIES.join(", ")}; full is needed to replay`,

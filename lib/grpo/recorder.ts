@@ -6,7 +6,12 @@ export interface StageRecorder {
   /** What comes next belongs to this stage: `rollout/s3`. `batch` is which of its batches or microbatches. */
   stage(name: string, batch?: number): Promise<void>;
   /** A tensor [B, ...] whose rows are samples with these numbers, the same on any number of ranks; without them, a whole tensor. */
-  tensor(name: string, role: "input" | "output", tensor: NativeTensor, rows?: readonly number[]): Promise<void>;
+  tensor(
+    name: string,
+    role: "input" | "output",
+    tensor: NativeTensor,
+    rows?: readonly number[],
+  ): Promise<void>;
   /** Numbers that the host holds. */
   numbers(name: string, values: ArrayLike<number>): void;
   /** The trainable parameters of a model, or their gradients. */

@@ -277,7 +277,12 @@ export class Session {
       seconds.communicate += own.communication.secondsWaited;
       const device = pipeline.device.memory();
       const seen = this.#pictureWatch?.seen();
-      const part = packReport(own, { stop: this.#asked, seconds, device, ...(seen ? { pictures: seen } : {}) });
+      const part = packReport(own, {
+        stop: this.#asked,
+        seconds,
+        device,
+        ...(seen ? { pictures: seen } : {}),
+      });
       const joined = await this.#together.report(this.#state.iteration + 1, own, part);
       this.#stopping ||= joined.stop;
       const { learned } = joined;
@@ -420,6 +425,7 @@ export class Session {
       learning: config.learning,
       perUpdate: this.#share.perUpdate,
       ranks: this.#team.size,
+      sharded: this.#team.size > 1 && config.distributed.sharding !== "none",
       ordered: config.distributed.collective === "ordered",
       plan,
       seed: BigInt(config.seed),

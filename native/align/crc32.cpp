@@ -15,9 +15,7 @@ namespace {
 constexpr std::uint32_t kPolynomial = 0xedb88320u;  // lowest power in the highest bit
 
 /// `value` times x, modulo the polynomial.
-constexpr std::uint32_t times_x(std::uint32_t value) {
-  return (value >> 1) ^ (value & 1 ? kPolynomial : 0u);
-}
+constexpr std::uint32_t times_x(std::uint32_t value) { return (value >> 1) ^ (value & 1 ? kPolynomial : 0u); }
 
 // ---- eight bytes at a time ------------------------------------------------------------------------------
 

@@ -22,14 +22,14 @@ std::uint32_t scatter(std::uint32_t x) {
 
 using Weights = std::array<std::array<float, kBlock>, kSketches>;
 
-/// Even over -sqrt(3) .. sqrt(3), so that the variance is 1. They repeat after a block, under a sign of its own.
+/// Even over -sqrt(3) .. sqrt(3), so that the variance is 1. They repeat after a block, under a sign of its
+/// own.
 Weights block_weights() {
   Weights weights{};
   for (std::uint32_t k = 0; k < kSketches; ++k) {
     for (std::uint32_t i = 0; i < kBlock; ++i)
-      weights[k][i] =
-          static_cast<float>((scatter(k * static_cast<std::uint32_t>(kBlock) + i) * 0x1p-31 - 1) *
-                             1.7320508075688772);
+      weights[k][i] = static_cast<float>((scatter(k * static_cast<std::uint32_t>(kBlock) + i) * 0x1p-31 - 1) *
+                                         1.7320508075688772);
   }
   return weights;
 }

@@ -14,8 +14,9 @@ namespace danceflux::align {
 std::uint32_t crc32(std::uint32_t crc, const void* bytes, std::size_t count);
 
 /// Random projections kept per tensor: what tells how far apart two tensors are when only these numbers of
-/// each are known. For weights w of mean 0 and variance 1, (w . a - w . b)^2 is |a - b|^2 on average. They are
-/// no mere signs: where a few elements differ by the same step, those would often cancel in all projections.
+/// each are known. For weights w of mean 0 and variance 1, (w . a - w . b)^2 is |a - b|^2 on average. They
+/// are no mere signs: where a few elements differ by the same step, those would often cancel in all
+/// projections.
 inline constexpr std::size_t kSketches = 8;
 
 /// Of one tensor, over its finite elements.

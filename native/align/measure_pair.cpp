@@ -50,7 +50,8 @@ DANCEFLUX_WIDER void gather(const float* __restrict x, const float* __restrict y
 template <class Bits>
 inline __attribute__((always_inline)) void buckets(const Bits* __restrict a, const Bits* __restrict b,
                                                    std::size_t count, std::uint8_t* __restrict out) {
-  constexpr std::uint32_t kLast = kUlpBuckets - 2, kMost = 1u << 23, kSize = (1u << (8 * sizeof(Bits) - 1)) - 1;
+  constexpr std::uint32_t kLast = kUlpBuckets - 2, kMost = 1u << 23,
+                          kSize = (1u << (8 * sizeof(Bits) - 1)) - 1;
   for (std::size_t i = 0; i < count; ++i) {
     // All ones where the sign is set: x ^ s - s is then -x.
     const std::int32_t sign_a = -static_cast<std::int32_t>(a[i] > kSize),
@@ -85,7 +86,8 @@ DANCEFLUX_WIDER void buckets_narrow(const std::uint16_t* __restrict a, const std
 constexpr std::size_t kGroup = 64;
 
 DANCEFLUX_WIDER void add_buckets(const std::uint8_t* bucket, std::size_t count, std::uint64_t* totals) {
-  static_assert(kBlock / kGroup * 8 < 256, "the counts of a group fit in bytes, also when eight come together");
+  static_assert(kBlock / kGroup * 8 < 256,
+                "the counts of a group fit in bytes, also when eight come together");
   typedef std::uint8_t Group __attribute__((vector_size(kGroup)));
   typedef std::uint64_t Words __attribute__((vector_size(kGroup)));
   constexpr std::uint64_t kEven = 0x00ff00ff00ff00ffu, kOnes = 0x0001000100010001u;

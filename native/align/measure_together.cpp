@@ -46,8 +46,8 @@ class InOrder {
   std::uint64_t joined_ = 0;
 };
 
-/// Calls `worker` on as many threads as are worth it; it takes the numbers of parts from the counter that it is
-/// given. The first exception of any ends all and comes out.
+/// Calls `worker` on as many threads as are worth it; it takes the numbers of parts from the counter that it
+/// is given. The first exception of any ends all and comes out.
 void on_threads(std::uint64_t parts, const std::function<void(std::atomic<std::uint64_t>& next)>& worker) {
   std::atomic<std::uint64_t> next{0};
   std::mutex mutex;
@@ -100,9 +100,7 @@ class Reader {
   }
 
  private:
-  off_t position(std::uint64_t element) const {
-    return static_cast<off_t>(where_.offset + element * size());
-  }
+  off_t position(std::uint64_t element) const { return static_cast<off_t>(where_.offset + element * size()); }
 
   StoredElements where_;
   int file_ = -1;

@@ -22,8 +22,8 @@ struct StoredElements {
   DType dtype = DType::f32;
 };
 
-/// The distance of two tensors of `elements` elements. Each thread reads what it measures, in pieces that stay
-/// in its cache, so memory does not grow with the tensors. Throws ERR_FILE.
+/// The distance of two tensors of `elements` elements. Each thread reads what it measures, in pieces that
+/// stay in its cache, so memory does not grow with the tensors. Throws ERR_FILE.
 PairMeasure measure_stored(const StoredElements& a, const StoredElements& b, std::uint64_t elements);
 
 }  // namespace danceflux::align
