@@ -162,6 +162,16 @@ function checkRecord(path: string, record: Record<string, unknown>): DumpRecord 
   return record as unknown as DumpRecord;
 }
 
+/** What waited in memory when a recording was cut short was never written: its statistics are known all the same. */
+async function leaveOutUnwritten(folder: string, records: DumpRecord[]): Promise<void> {
+  const written = new Set(await readdir(folder));
+  for (const record of records) {
+    if (record.file === undefined || written.has(record.file)) continue;
+    delete record.file;
+    delete record.key;
+  }
+}
+
 /** Reads a dump. A last line that was cut off is left out. @throws {DanceError} `ERR_DUMP` */
 export async function readDump(folder: string): Promise<Dump> {
   const path = join(folder, MANIFEST);
@@ -180,6 +190,7 @@ export async function readDump(folder: string): Promise<Dump> {
     if (value.end === true) end = value;
     else records.push(checkRecord(path, value));
   }
+  if (end === undefined) await leaveOutUnwritten(folder, records);
   const pictures = await readdir(join(folder, PICTURES)).catch(() => [] as string[]);
   return {
     folder,
