@@ -307,6 +307,8 @@ export interface OptimizerStepResult {
 export interface NativeOptimizer extends Disposable {
   /** Makes gradients and state for the parameters that train now; without it, the first of the other jobs does. */
   prepare(): NativeJob<void>;
+  /** Waits until gradients are whole, summed over samples and ranks, for whoever looks at them before `step`. */
+  settle(): NativeJob<void>;
   /** Clips by the global norm (0: no clipping), updates, zeroes the gradients; a non-finite norm skips the update. */
   step(learningRate: number, clipNorm: number): NativeJob<OptimizerStepResult>;
   /** Exchanges the weights with their running average, until it is called again. */
@@ -346,25 +348,35 @@ export interface NativeMeasure {
   };
 }
 
-/** Numbers of two tensors that should be alike, gathered piece by piece; `native/align/measure.h` tells what each means. */
+/** What is told of two tensors that should be alike; `native/align/measure.h` tells what each means. */
+export interface NativePairResult {
+  count: number;
+  finite: number;
+  equal: number;
+  odd: number;
+  withinOne: number;
+  withinFive: number;
+  dot: number;
+  squaresA: number;
+  squaresB: number;
+  squaredDistance: number;
+  maxAbsolute: number;
+  maxRelative: number;
+  worst: number;
+  ulps: number[];
+}
+
+/** Gathered piece by piece. */
 export interface NativePairMeasure {
   add(a: Uint8Array, aDtype: DTypeName, b: Uint8Array, bDtype: DTypeName): void;
-  result(): {
-    count: number;
-    finite: number;
-    equal: number;
-    odd: number;
-    withinOne: number;
-    withinFive: number;
-    dot: number;
-    squaresA: number;
-    squaresB: number;
-    squaredDistance: number;
-    maxAbsolute: number;
-    maxRelative: number;
-    worst: number;
-    ulps: number[];
-  };
+  result(): NativePairResult;
+}
+
+/** Elements in row-major order that lie in a file from this byte on. */
+export interface StoredElements {
+  path: string;
+  offset: number;
+  dtype: DTypeName;
 }
 
 /** Ranks whose devices compute together; see `native/backend/communicator.h`. Collectives run beside the device's other work. */
@@ -445,12 +457,12 @@ export interface NativeDevice extends Disposable {
   observeLevel(level: ObserveOptions["level"] | null): NativeJob<void>;
   /** What comes next is recorded as part of this stage; what models compute (default: the same) as part of `inside`. */
   observeStage(name: string, inside?: string): NativeJob<void>;
-  /** Records one tensor. With `firstRow` each of its rows by itself, as `name.5` and so on, so that batches of any size compare. */
+  /** Records one tensor. With `rows` each of its rows by itself, as `name.5` and so on, so that batches of any size compare. */
   observeTensor(
     name: string,
     role: "input" | "output",
     tensor: NativeTensor,
-    firstRow?: number,
+    rows?: readonly number[],
   ): NativeJob<void>;
   /**
    * The lines recorded since the last call, as JSON, and what recording took so far; `flush` writes what waits in memory. `ERR_FILE`,
@@ -498,6 +510,8 @@ export interface NativeBinding {
   readTensor(path: string, name: string): { shape: number[]; values: Float32Array };
   Measure: new () => NativeMeasure;
   PairMeasure: new () => NativePairMeasure;
+  /** Compares elements that lie in files, on several threads that read for themselves; `ERR_FILE` when one is cut off. */
+  measureStored(a: StoredElements, b: StoredElements, elements: number): Promise<NativePairResult>;
   /** CRC-32 of more bytes after those that gave `crc`; begins with 0. */
   crc32(crc: number, data: Uint8Array): number;
   /** Handles alive now, over all devices, and how many the garbage collector had to clean up: what tests look for leaks with. */

@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-BLOCK, SKETCHES = 1024, 4
+BLOCK, SKETCHES = 1024, 8
 NAMES = {torch.float32: ("f32", "F32"), torch.bfloat16: ("bf16", "BF16"), torch.float16: ("f16", "F16"), torch.float64: ("f64", "F64")}
 
 
 def scatter(x):
-    """The hash that signs of projections come from; as native/align/measure.cpp has it."""
+    """The hash that weights of projections come from; as native/align/measure.cpp has it."""
     x = (x * np.uint64(0x9E3779B1)) & np.uint64(0xFFFFFFFF)
     x ^= x >> np.uint64(15)
     x = (x * np.uint64(0x2C1B3C6D)) & np.uint64(0xFFFFFFFF)
@@ -38,7 +38,7 @@ def signs(values, k):
     return np.where(values >> np.uint64(k) & np.uint64(1), 1.0, -1.0)
 
 
-IN_BLOCK = scatter(np.arange(BLOCK, dtype=np.uint64))
+IN_BLOCK = ((scatter(np.arange(SKETCHES * BLOCK, dtype=np.uint64)) * 2.0**-31 - 1) * 1.7320508075688772).astype(np.float32).astype(np.float64).reshape(SKETCHES, BLOCK)
 
 
 def statistics(flat):
@@ -50,7 +50,7 @@ def statistics(flat):
     padded = np.zeros(blocks * BLOCK)
     padded[: len(flat)] = kept
     of_block = scatter((np.arange(blocks, dtype=np.uint64) + np.uint64(0x51ED270B)) & np.uint64(0xFFFFFFFF))
-    sketch = [float((padded.reshape(blocks, BLOCK) @ signs(IN_BLOCK, k)) @ signs(of_block, k)) for k in range(SKETCHES)]
+    sketch = [float((padded.reshape(blocks, BLOCK) @ IN_BLOCK[k]) @ signs(of_block, k)) for k in range(SKETCHES)]
     return {
         "nan": int(np.isnan(flat).sum()), "inf": int(np.isinf(flat).sum()),
         "min": float(some.min()) if len(some) else 0, "max": float(some.max()) if len(some) else 0,
@@ -66,7 +66,7 @@ class Recorder:
         (self.folder / "pictures").mkdir(parents=True, exist_ok=False)
         self.manifest = open(self.folder / "manifest.jsonl", "w")
         self.stage, self.count, self.files, self.waiting, self.seen = "", 0, 0, [], {}
-        self.write({"danceflux": "dump", "version": 1, "summary": summary, **header})
+        self.write({"danceflux": "dump", "version": 2, "summary": summary, **header})
 
     def write(self, line):
         self.manifest.write(json.dumps(line) + "\n")

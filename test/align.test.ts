@@ -25,7 +25,7 @@ const folder = testFolder();
 
 const HEADER: DumpHeader = {
   danceflux: "dump",
-  version: 1,
+  version: 2,
   program: "danceflux 0.1.0",
   level: "op",
   summary: "statistics",
@@ -135,6 +135,23 @@ describe("estimates from statistics", () => {
   });
 });
 
+describe("estimates of differences in a few elements", () => {
+  // A picture in whole levels differs in single pixels by exactly one: steps of one size must not cancel out.
+  it("miss none, wherever they are", () => {
+    const before = wave(5000);
+    const b = record("x", before);
+    for (let i = 0; i < 500; i++) {
+      const places = [i, (i * 7919 + 13) % 5000, (i * 104729 + 4099) % 5000].slice(0, 1 + (i % 3));
+      const after = [...before];
+      for (const [k, place] of places.entries()) after[place]! += k % 2 ? -0.5 : 0.5;
+      const truth = (0.5 * Math.sqrt(new Set(places).size)) / Math.hypot(...before);
+      const estimate = estimatedError(record("x", after), b) / truth;
+      expect(estimate).toBeGreaterThan(0.15);
+      expect(estimate).toBeLessThan(3);
+    }
+  });
+});
+
 describe("compareDumps", () => {
   it("finds the op where a difference begins, and what only follows from it", async () => {
     const input = record("attn", wave(100), { op: "attention", role: "input" });
@@ -212,7 +229,7 @@ describe("compareDumps", () => {
     await expect(readDump(join(folder, "nothing"))).rejects.toMatchObject({ code: "ERR_DUMP" });
     mkdirSync(join(folder, "bad"));
     writeFileSync(join(folder, "bad", "manifest.jsonl"), '{"danceflux":"dump","version":9}\n');
-    await expect(readDump(join(folder, "bad"))).rejects.toThrow(/version 1, got 9/);
+    await expect(readDump(join(folder, "bad"))).rejects.toThrow(/version 2, got 9/);
     const hostile = `${JSON.stringify(HEADER)}\n${JSON.stringify({ ...record("a", [1]), file: "../../etc/passwd" })}\n`;
     writeFileSync(join(folder, "bad", "manifest.jsonl"), hostile);
     await expect(readDump(join(folder, "bad"))).rejects.toMatchObject({ code: "ERR_DUMP" });

@@ -1,6 +1,6 @@
 /** How far two tensors are apart. B is what counts as right. */
 import { DanceError } from "../errors.js";
-import { type NativePairMeasure, native } from "../native.js";
+import { type NativePairResult, native } from "../native.js";
 import { memoryTensor, PIECE, sizeOf, type TensorSource } from "./tensor_source.js";
 
 export interface TensorDistance {
@@ -51,14 +51,16 @@ class Reader {
   }
 }
 
-async function gather(a: TensorSource, b: TensorSource, pair: NativePairMeasure): Promise<void> {
+/** Tensors of which one is not in a file: piece by piece. */
+async function gathered(a: TensorSource, b: TensorSource): Promise<NativePairResult> {
+  const pair = new (native().PairMeasure)();
   const [left, right] = [new Reader(a), new Reader(b)];
   const [wide, narrow] = [sizeOf(a.dtype), sizeOf(b.dtype)];
   const elements = PIECE / Math.max(wide, narrow);
   try {
     for (;;) {
       const [x, y] = await Promise.all([left.take(elements * wide), right.take(elements * narrow)]);
-      if (x.length === 0 && y.length === 0) return;
+      if (x.length === 0 && y.length === 0) return pair.result();
       pair.add(x, a.dtype, y, b.dtype);
     }
   } finally {
@@ -67,7 +69,7 @@ async function gather(a: TensorSource, b: TensorSource, pair: NativePairMeasure)
   }
 }
 
-function told(result: ReturnType<NativePairMeasure["result"]>, sameDtype: boolean): TensorDistance {
+function told(result: NativePairResult, sameDtype: boolean): TensorDistance {
   const { count, equal, odd, dot, squaresA, squaresB, squaredDistance } = result;
   const norms = Math.sqrt(squaresA) * Math.sqrt(squaresB);
   const bothZero = squaresA === 0 && squaresB === 0;
@@ -98,8 +100,8 @@ export function relativeError(distance: number, norm: number): number {
 }
 
 /**
- * Compares two tensors of one shape, `b` being what counts as right. Tensors in files are read in pieces of a few MiB, so their size does
- * not matter. Plain numbers are taken as f32.
+ * Compares two tensors of one shape, `b` being what counts as right. Tensors in files are read in small pieces, so their size does not
+ * matter. Plain numbers are taken as f32.
  *
  * @throws {DanceError} `ERR_SHAPE` for different shapes.
  */
@@ -117,7 +119,10 @@ export async function compareTensors(
       `compare: expected tensors of one shape, got [${left.shape}] and [${right.shape}]`,
     );
   }
-  const pair = new (native().PairMeasure)();
-  await gather(left, right, pair);
-  return told(pair.result(), left.dtype === right.dtype);
+  const elements = left.shape.reduce((product, dim) => product * dim, 1);
+  const result =
+    left.stored && right.stored
+      ? await native().measureStored(left.stored, right.stored, elements)
+      : await gathered(left, right);
+  return told(result, left.dtype === right.dtype);
 }

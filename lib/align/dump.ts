@@ -13,7 +13,7 @@ export type Summary = "checksum" | "statistics" | "full";
 /** Where a dump comes from. What differs here is the cause of a divergence more often than a kernel is. */
 export interface DumpHeader {
   danceflux: "dump";
-  version: 1;
+  version: 2;
   /** `danceflux 0.1.0` or `PyTorch 2.13` ... */
   program: string;
   level: Level;
@@ -162,6 +162,16 @@ function checkRecord(path: string, record: Record<string, unknown>): DumpRecord 
   return record as unknown as DumpRecord;
 }
 
+/** What waited in memory when a recording was cut short was never written: its statistics are known all the same. */
+async function leaveOutUnwritten(folder: string, records: DumpRecord[]): Promise<void> {
+  const written = new Set(await readdir(folder));
+  for (const record of records) {
+    if (record.file === undefined || written.has(record.file)) continue;
+    delete record.file;
+    delete record.key;
+  }
+}
+
 /** Reads a dump. A last line that was cut off is left out. @throws {DanceError} `ERR_DUMP` */
 export async function readDump(folder: string): Promise<Dump> {
   const path = join(folder, MANIFEST);
@@ -172,7 +182,7 @@ export async function readDump(folder: string): Promise<Dump> {
   lines.pop(); // after the last newline: nothing, or a line that was not finished
   const header = parsed(path, lines[0] ?? "");
   if (header.danceflux !== "dump") throw unusable(path, "got another file");
-  if (header.version !== 1) throw unusable(path, `of version 1, got ${header.version}`);
+  if (header.version !== 2) throw unusable(path, `of version 2, got ${header.version}`);
   const records: DumpRecord[] = [];
   let end: Record<string, unknown> | undefined;
   for (const line of lines.slice(1)) {
@@ -180,6 +190,7 @@ export async function readDump(folder: string): Promise<Dump> {
     if (value.end === true) end = value;
     else records.push(checkRecord(path, value));
   }
+  if (end === undefined) await leaveOutUnwritten(folder, records);
   const pictures = await readdir(join(folder, PICTURES)).catch(() => [] as string[]);
   return {
     folder,

@@ -65,7 +65,7 @@ export async function headerOf(facts: HeaderFacts): Promise<DumpHeader> {
   const { level, summary, seed, device, pipeline, config } = facts;
   return {
     danceflux: "dump",
-    version: 1,
+    version: 2,
     program: `danceflux ${version()}`,
     level,
     summary,

@@ -141,6 +141,8 @@ function spreadOf(values: number[]): { mean: number; least: number } {
 function sentenceOf(steps: StepResult[]): string {
   const last = steps.at(-1)!;
   const bad = last.pairs.filter(({ differs }) => differs);
+  if (last.pairs.every(({ psnr }) => psnr === Number.POSITIVE_INFINITY))
+    return `Aligned: all ${last.pairs.length} pictures are equal on both sides, pixel by pixel.`;
   const numbers = `SSIM ${last.ssim.least.toFixed(3)} or better, PSNR ${last.psnr.least.toFixed(1)} dB or better`;
   if (bad.length === 0)
     return `Aligned: all ${last.pairs.length} pictures look the same on both sides (${numbers}).`;

@@ -78,6 +78,18 @@ export async function inferencePage(result: InferenceResult): Promise<string> {
   return alignPage({ title: "Inference", subtitle: against(a.side, b.side), aligned, sentence, sections });
 }
 
+/** At most 500 values, of neighbours the one furthest from zero: a mean would hide what a deviation is looked at for. */
+export function furthest(all: readonly number[]): { group: number; places: number[]; values: number[] } {
+  const group = Math.ceil(all.length / 500);
+  const places = Array.from({ length: Math.ceil(all.length / group) }, (_, part) => {
+    let most = part * group;
+    for (let i = most; i < Math.min(all.length, (part + 1) * group); i++)
+      if (!(Math.abs(all[i]!) <= Math.abs(all[most]!))) most = i;
+    return most;
+  });
+  return { group, places, values: places.map((place) => all[place]!) };
+}
+
 export function rewardPage(result: RewardResult, a: string, b: string): string {
   const columns = [
     { name: "reward" },
@@ -94,11 +106,14 @@ export function rewardPage(result: RewardResult, a: string, b: string): string {
     [worst, String(worst)] as [number, string],
   ]);
   const charts = result.rewards.map(({ name, a: left, b: right }) => {
-    const apart = left.map((value, i) => value - right[i]!);
+    const { group, places, values: apart } = furthest(left.map((value, i) => value - right[i]!));
     return chart({
       title: `${name}: A \u2212 B`,
-      note: "Per picture, in order.",
-      x: apart.map((_, i) => i),
+      note:
+        group === 1
+          ? "Per picture, in order."
+          : `In order; of each ${group} pictures the one furthest apart.`,
+      x: places,
       xName: "picture",
       series: [{ name: "A \u2212 B", values: apart, color: 1 }],
     });

@@ -13,7 +13,7 @@ export interface RecorderOptions {
   summary: Summary;
   /** Iterations, counted from 0. */
   steps: readonly number[];
-  /** Pictures kept per iteration; default 12. */
+  /** Pictures kept per iteration, the first ones of this rank; default 12. */
   pictures?: number;
 }
 
@@ -50,6 +50,8 @@ export class DumpRecorder implements RunRecorder, StageRecorder {
   #stage = "";
   #numbers: string[] = [];
   #on = false;
+  /** Pictures of the iteration under way. */
+  #kept = 0;
   /** Seconds on the device's thread, and on this one while nothing else went on. */
   #native = 0;
   #own = 0;
@@ -82,6 +84,7 @@ export class DumpRecorder implements RunRecorder, StageRecorder {
   async #start(prefix: string): Promise<StageRecorder> {
     const { level, summary, folder } = this.#options;
     this.#prefix = prefix;
+    this.#kept = 0;
     // One recorder for the whole dump: its files are numbered.
     if (!this.#on) await runJob(this.#device.handle.observe({ level, summary, folder }));
     else await runJob(this.#device.handle.observeLevel(level));
@@ -103,9 +106,9 @@ export class DumpRecorder implements RunRecorder, StageRecorder {
     name: string,
     role: "input" | "output",
     tensor: NativeTensor,
-    firstRow?: number,
+    rows?: readonly number[],
   ): Promise<void> {
-    await runJob(this.#device.handle.observeTensor(name, role, tensor, firstRow));
+    await runJob(this.#device.handle.observeTensor(name, role, tensor, rows));
   }
 
   numbers(name: string, values: ArrayLike<number>): void {
@@ -116,15 +119,16 @@ export class DumpRecorder implements RunRecorder, StageRecorder {
     await runJob(model.observe(what));
   }
 
-  async pictures(images: NativeTensor, first: number): Promise<void> {
+  async pictures(images: NativeTensor, rows: readonly number[]): Promise<void> {
     const { pictures = 12, folder } = this.#options;
-    if (first >= pictures) return;
+    if (this.#kept >= pictures) return;
     const started = performance.now();
     const all = await toPictures(this.#device.handle, images);
-    for (const [i, picture] of all.slice(0, pictures - first).entries()) {
-      const name = `${this.#prefix.replace("/", "-")}${String(first + i).padStart(3, "0")}.png`;
+    for (const [i, picture] of all.slice(0, pictures - this.#kept).entries()) {
+      const name = `${this.#prefix.replace("/", "-")}${String(rows[i]).padStart(3, "0")}.png`;
       await this.#images.write(join(folder, PICTURES, name), picture);
     }
+    this.#kept += all.length;
     this.#own += (performance.now() - started) / 1000;
   }
 

@@ -86,7 +86,7 @@ async function replaySampling(scene: Scene): Promise<void> {
   const numbers = Array.from({ length: scene.count }, (_, i) => i);
   for (let step = 0; step < plan.kinds.length; step++) {
     for (const rows of batches(numbers, config.sampling.batch)) {
-      const watch = watcher(recorder, rows[0]!, config.sampling.batch);
+      const watch = watcher(recorder, Math.floor(rows[0]! / config.sampling.batch), rows);
       const held = rows.map((row) => ({ embedding: scene.embeddings[groupOf(scene, row)]! }));
       const latents = await recorded.uploadRows(device, `rollout/s${step}`, "latents", "input", rows);
       await watch.before(step, latents);
@@ -122,7 +122,7 @@ async function replayDecoding(scene: Scene): Promise<void> {
   const { open, config, plan, recorder, recorded } = scene;
   const numbers = Array.from({ length: scene.count }, (_, i) => i);
   for (const rows of batches(numbers, config.sampling.batch)) {
-    const watch = watcher(recorder, rows[0]!, config.sampling.batch);
+    const watch = watcher(recorder, Math.floor(rows[0]! / config.sampling.batch), rows);
     const latents = await recorded.uploadRows(open.device, "decode", "latents", "input", rows);
     await watch.decoding();
     const images = await open.pipeline.decode(latents, plan.grid.rows, plan.grid.columns);
@@ -213,6 +213,7 @@ async function replayLearning(scene: Scene, advantages: number[]): Promise<void>
       updatesDone: iteration * perIteration,
       perUpdate: config.learning.accumulate,
       ranks: 1,
+      sharded: false,
       ordered: config.distributed.collective === "ordered",
       recorder: scene.recorder,
     });
@@ -237,8 +238,8 @@ async function replayIteration(scene: Scene): Promise<void> {
   const count = config.promptsPerIteration;
   await recorder.stage("prompts");
   for (const [i, { text, pooled }] of scene.embeddings.slice(0, count).entries()) {
-    await recorder.tensor("text", "input", text, i);
-    await recorder.tensor("pooled", "input", pooled, i);
+    await recorder.tensor("text", "input", text, [i]);
+    await recorder.tensor("pooled", "input", pooled, [i]);
   }
   await replaySampling(scene);
   await replayDecoding(scene);

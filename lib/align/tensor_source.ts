@@ -1,7 +1,7 @@
 /** Tensors read piece by piece: from safetensors files of any size, or from memory. */
 import { type FileHandle, open } from "node:fs/promises";
 import { DanceError } from "../errors.js";
-import type { DTypeName } from "../native.js";
+import type { DTypeName, StoredElements } from "../native.js";
 
 /** Bytes that are in memory at once, per tensor. A multiple of every element size. */
 export const PIECE: number = 4 << 20;
@@ -11,6 +11,8 @@ export interface TensorSource {
   shape: number[];
   /** The elements in row-major order, in pieces of PIECE bytes; each is valid until the next is asked for. */
   pieces(): AsyncGenerator<Uint8Array>;
+  /** Where they lie in a file, for whoever reads faster. */
+  stored?: StoredElements;
 }
 
 const SIZES: Readonly<Record<string, number>> = { f64: 8, i64: 8, f32: 4, i32: 4, bf16: 2, f16: 2, u8: 1 };
@@ -113,6 +115,7 @@ export class TensorFile implements AsyncDisposable {
       dtype: place.dtype,
       shape: place.shape,
       pieces: () => this.#pieces(place),
+      stored: { path: this.#path, offset: place.begin, dtype: place.dtype },
     };
   }
 

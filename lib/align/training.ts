@@ -28,7 +28,10 @@ export interface CurveDeviation {
   spreadB: number[];
   smoothA: number[];
   smoothB: number[];
-  /** Largest distance of the smoothed curves over the scale, which is the size of B's curve (its root mean square). */
+  /**
+   * Largest distance of the smoothed curves over the scale: the size of B's curve (its root mean square), for the loss no less than that
+   * of the terms that it is a mean of.
+   */
   share: number;
   /** Iteration where that is, from 1. */
   worst: number;
@@ -66,17 +69,32 @@ async function trained(
   return readRun(folder);
 }
 
+type Line = Run["iterations"][number];
+
+const rootMeanSquare = (values: readonly number[]): number =>
+  Math.sqrt(values.reduce((sum, value) => sum + value * value, 0) / values.length);
+
+/** A ratio is told to so much: log-probabilities are sums of many terms, in f32. */
+const RATIO_ROUNDING = 1e-6;
+
+/**
+ * The size of what a loss is the mean of. Advantages of a group sum to zero, so that terms `-advantage * ratio` cancel, down to the spread of
+ * the ratios. Where each iteration has one update all ratios are 1, and nothing but roundings is left.
+ */
+const lossTerms = ({ advantage, ratio }: Line): number => advantage.std * (ratio.std + RATIO_ROUNDING);
+
 function curveOf(
   name: string,
   a: Run,
   b: Run,
-  pick: (line: Run["iterations"][number]) => [number, number],
+  pick: (line: Line) => [number, number],
+  terms: (line: Line) => number = () => 0,
 ): CurveDeviation {
   const [left, right] = [a.iterations.map(pick), b.iterations.map(pick)];
   const values = (side: [number, number][], which: 0 | 1) => side.map((each) => each[which]);
   const width = Math.max(3, 2 * Math.round(right.length / 20) + 1);
   const [smoothA, smoothB] = [runningMean(values(left, 0), width), runningMean(values(right, 0), width)];
-  const scale = Math.sqrt(values(right, 0).reduce((sum, value) => sum + value * value, 0) / right.length);
+  const scale = Math.max(rootMeanSquare(values(right, 0)), rootMeanSquare(b.iterations.map(terms)));
   const apart = smoothA.map((value, i) => Math.abs(value - smoothB[i]!));
   const most = apart.reduce((far, each) => (each <= far ? far : each), 0);
   return {
@@ -135,7 +153,8 @@ export async function compareRuns(a: Run, b: Run, patch = 16): Promise<TrainingR
   }
   const curves = [
     curveOf("reward", a, b, ({ reward }) => [reward.mean, reward.std]),
-    curveOf("loss", a, b, ({ loss }) => [loss, Number.NaN]),
+    curveOf("loss", a, b, ({ loss }) => [loss, Number.NaN], lossTerms),
+    curveOf("gradient norm", a, b, ({ gradientNorm }) => [gradientNorm, Number.NaN]),
   ];
   const pictures = await lastPictures(a, b, patch);
   return { a, b, curves, pictures, ...judged(curves, pictures, a.iterations.length) };

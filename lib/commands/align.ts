@@ -1,5 +1,5 @@
 /** `danceflux align ...`: does one side compute what the other does, and if not, where does it start? */
-import { join, resolve } from "node:path";
+import { resolve } from "node:path";
 import type { Command } from "commander";
 import { compareDumps } from "../align/compare.js";
 import { type Level, readDump, type Summary } from "../align/dump.js";
@@ -51,33 +51,25 @@ interface RecordFlags {
   pictures: number;
 }
 
-/** Which rank this process is, when a launcher says so. */
-const ownRank = (): number => Number(process.env.RANK ?? 0);
-
 async function record(path: string, flags: RecordFlags, output: Output): Promise<void> {
   const config = await loadConfig(path, flags.set ?? []);
-  const rank = ownRank();
-  if (!flags.ranks.includes(rank)) {
-    throw new DanceError(
-      "ERR_USAGE",
-      `--ranks: expected this process's rank, ${rank}, among ${flags.ranks.join(", ")}`,
-    );
-  }
-  const { level, summary, steps, pictures } = flags;
-  const out = process.env.RANK === undefined ? flags.out : join(flags.out, `rank-${rank}`);
+  const { out, level, summary, steps, ranks, pictures } = flags;
   const result = await recordRun(config, {
     out,
     level,
     summary,
     steps,
+    ranks,
     pictures,
     ...(flags.side === undefined ? {} : { side: parseSide(flags.side) }),
     onProgress: (what) => output.progress.update(what),
   });
-  const share = shortNumber((100 * result.recording) / result.seconds, 2);
+  const { folder, iterations, seconds, recording } = result;
+  if (folder === null) return; // the ranks that record tell of it
+  const share = shortNumber((100 * recording) / seconds, 2);
   output.result(
     result,
-    `recorded ${result.folder}: ${result.iterations} iterations in ${duration(result.seconds)}, recording took ${duration(result.recording)} of them (${share} %)`,
+    `recorded ${folder}: ${iterations} iterations in ${duration(seconds)}, recording took ${duration(recording)} of them (${share} %)`,
   );
 }
 
@@ -177,7 +169,12 @@ export function addAlign(program: Command, context: CommandContext): void {
     .requiredOption("--out <folder>", "where to; empty or new")
     .option("--level <level>", LEVELS.join(", "), oneOf<Level>("--level", LEVELS), "block")
     .option("--steps <list>", "iterations, counted from 0: 0,5,10-12", (text) => parseSteps(text), [0])
-    .option("--ranks <list>", "ranks of a launched run", (text) => parseSteps(text, "--ranks"), [0])
+    .option(
+      "--ranks <list>",
+      "which ranks of a launched run record",
+      (text) => parseSteps(text, "--ranks"),
+      [0],
+    )
     .option(
       "--summary <kind>",
       `${SUMMARIES.join(", ")}; full is needed to replay`,

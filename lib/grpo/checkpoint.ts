@@ -5,6 +5,7 @@
 import { mkdir, open, readdir, readFile, rename, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { DanceError } from "../errors.js";
+import { isPictureMeasures, type PictureMeasures } from "../image/picture_check.js";
 import { type NativeOptimizer, runJob } from "../native.js";
 import { Team } from "./team.js";
 
@@ -20,6 +21,8 @@ export interface TrainerState {
   prompts: { epoch: number; index: number };
   /** Length of metrics.jsonl in bytes. */
   metricsBytes: number;
+  /** With `output.pictureCheck`: what the first iteration's pictures were like. */
+  pictures?: PictureMeasures | undefined;
   /** Files of the optimizer's state; absent: one. */
   optimizer?: string[];
   /** Of all options that change what is computed: a resumed run must have the same. */
@@ -160,6 +163,8 @@ export async function readState(checkpoint: string): Promise<TrainerState> {
       throw new Error("not a trainer state of version 1");
     if (state.optimizer !== undefined && !isFileList(state.optimizer))
       throw new Error("optimizer: expected a list of file names");
+    if (state.pictures !== undefined && !isPictureMeasures(state.pictures))
+      throw new Error("pictures: expected measures of pictures");
     return state;
   } catch (cause) {
     throw new DanceError("ERR_CHECKPOINT", `${path}: cannot be read (${(cause as Error).message})`, {

@@ -56,7 +56,7 @@ export interface IterationMetrics {
   imagesPerSecond: number;
   /** Floating-point operations of the transformer per second of rollout and update. */
   modelFlops: number;
-  /** With `output.pictureCheck`: of the first rank's pictures. */
+  /** With `output.pictureCheck`: of the pictures of all ranks. */
   pictures?: PictureReport;
   /** Bytes of the device; the most of any rank. `gradients` and `optimizer` are what training keeps beside the weights. */
   memory: { peak: number; held: number; gradients?: number; optimizer?: number };

@@ -59,6 +59,10 @@ export const promptOrder = (
   position: PromptPosition,
 ): PromptOrder => new PromptOrder(count, seed, { sameOrderEveryEpoch: compat.sameOrderEveryEpoch, position });
 
+/** The iteration to end after. */
+export const lastIteration = ({ iterations }: TrainConfig, { until = iterations }: RunOptions): number =>
+  Math.min(iterations, until);
+
 const promptsOf = async (source: string | string[]): Promise<string[]> =>
   (await loadPrompts(source)).map((prompt) => prompt.text);
 
@@ -117,19 +121,20 @@ interface Encoding {
 /** Embeddings of the prompts that this rank will still use. Answers whether no rank was asked to stop. */
 async function encodePrompts(
   { config }: TrainerParts,
-  { recorder: runRecorder, signal, stop, onProgress }: RunOptions,
+  options: RunOptions,
   team: Team,
   { run, share, embeddings, prompts, evaluationPrompts: heldOut }: Encoding,
 ): Promise<boolean> {
+  const { signal, stop, onProgress } = options;
   const wanted = evaluationPrompts({ ...config.evaluation, prompts: heldOut, seat: team });
   const first = wanted.length;
   const order = promptOrder(config, prompts.length, run.oldest.prompts);
   const groups = groupsOf(share);
-  for (let i = run.oldest.iteration; i < config.iterations; i++) {
+  for (let i = run.oldest.iteration; i < lastIteration(config, options); i++) {
     const numbers = order.take(config.promptsPerIteration);
     wanted.push(...groups.map((group) => prompts[numbers[group]!]!));
   }
-  const recorder = await runRecorder?.begin();
+  const recorder = await options.recorder?.begin();
   if (recorder && wanted.length > first) {
     await recorder.stage("encode"); // one prompt tells all that a comparison needs
     await embeddings.prepare(wanted.slice(first, first + 1));

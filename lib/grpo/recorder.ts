@@ -5,14 +5,19 @@ import type { NativeModel, NativeTensor } from "../native.js";
 export interface StageRecorder {
   /** What comes next belongs to this stage: `rollout/s3`. `batch` is which of its batches or microbatches. */
   stage(name: string, batch?: number): Promise<void>;
-  /** A tensor [B, ...] whose rows are samples, the first of them number `firstRow`; without it, a whole tensor. */
-  tensor(name: string, role: "input" | "output", tensor: NativeTensor, firstRow?: number): Promise<void>;
+  /** A tensor [B, ...] whose rows are samples with these numbers, the same on any number of ranks; without them, a whole tensor. */
+  tensor(
+    name: string,
+    role: "input" | "output",
+    tensor: NativeTensor,
+    rows?: readonly number[],
+  ): Promise<void>;
   /** Numbers that the host holds. */
   numbers(name: string, values: ArrayLike<number>): void;
   /** The trainable parameters of a model, or their gradients. */
   parameters(model: NativeModel, what: "value" | "gradient"): Promise<void>;
-  /** Pictures of samples, the first of them number `first`: [B, 3, h, w] about -1 to 1. */
-  pictures(images: NativeTensor, first: number): Promise<void>;
+  /** Pictures of samples with these numbers: [B, 3, h, w] about -1 to 1. */
+  pictures(images: NativeTensor, rows: readonly number[]): Promise<void>;
   /** The iteration is over. */
   end(): Promise<void>;
 }

@@ -13,6 +13,7 @@ import {
   sampleBatch,
   type Trajectory,
 } from "../sample/sampler.js";
+import type { DealtPicture } from "./deal.js";
 import type { StageRecorder } from "./recorder.js";
 
 /** A prompt of this iteration that this rank makes pictures for. */
@@ -97,23 +98,22 @@ export interface RolloutWatcher extends SampleWatcher {
   decoded(latents: NativeTensor, images: NativeTensor): Promise<void>;
 }
 
-/** Tells a recorder, step by step, of the batch that begins with sample number `first`. */
-export function watcher(recorder: StageRecorder, first: number, size: number): RolloutWatcher {
-  const batch = Math.floor(first / size);
+/** Tells a recorder, step by step, of a batch: its number, and the places of its pictures. */
+export function watcher(recorder: StageRecorder, batch: number, places: readonly number[]): RolloutWatcher {
   return {
     async before(step: number, latents: NativeTensor) {
       await recorder.stage(`rollout/s${step}`, batch);
-      await recorder.tensor("latents", "input", latents, first);
+      await recorder.tensor("latents", "input", latents, places);
     },
     async after(_step: number, { latents, logProbs }: SampleStepResult) {
-      await recorder.tensor("next", "output", latents, first);
-      for (const [i, value] of logProbs.entries()) recorder.numbers(`logProb.${first + i}`, [value]);
+      await recorder.tensor("next", "output", latents, places);
+      for (const [i, value] of logProbs.entries()) recorder.numbers(`logProb.${places[i]}`, [value]);
     },
     decoding: () => recorder.stage("decode", batch),
     async decoded(latents: NativeTensor, images: NativeTensor) {
-      await recorder.tensor("latents", "input", latents, first);
-      await recorder.tensor("images", "output", images, first);
-      await recorder.pictures(images, first);
+      await recorder.tensor("latents", "input", latents, places);
+      await recorder.tensor("images", "output", images, places);
+      await recorder.pictures(images, places);
     },
   };
 }
@@ -132,11 +132,11 @@ export async function rollout(
   pipeline: Pipeline,
   plan: SamplePlan,
   prompts: ReadonlyMap<number, IterationPrompt>,
-  pictures: readonly { group: number; index: number }[],
+  pictures: readonly DealtPicture[],
   options: RolloutOptions,
 ): Promise<{ rollout: Rollout; seconds: RolloutSeconds }> {
   const seconds: RolloutSeconds = { rollout: 0, decode: 0 };
-  const wanted = pictures.map(({ group, index }) => ({ ...prompts.get(group)!, group, index }));
+  const wanted = pictures.map((picture) => ({ ...prompts.get(picture.group)!, ...picture }));
   const samples: Sample[] = [];
   const owned = new Set<Disposable>();
   try {
@@ -146,7 +146,13 @@ export async function rollout(
         ...noiseKeys(options, sample.prompt, sample.index),
       }));
       const started = performance.now();
-      const watch = options.recorder && watcher(options.recorder, samples.length, options.batch);
+      const watch =
+        options.recorder &&
+        watcher(
+          options.recorder,
+          Math.floor(samples.length / options.batch),
+          batch.map(({ place }) => place),
+        );
       const trajectory = await sampleBatch(pipeline, plan, rows, {
         keep: true,
         signal: options.signal,

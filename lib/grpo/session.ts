@@ -20,8 +20,8 @@ import type { EmbeddingStore } from "./embeddings.js";
 import { evaluate, writePictureList } from "./evaluation.js";
 import { learningRateAt } from "./learning_rate.js";
 import { type IterationMetrics, type MetricsFile, noSeconds, type StageSeconds, spread } from "./metrics.js";
-import { type Opened, openTraining, promptOrder, timesteps } from "./opening.js";
-import { type PictureReport, PictureWatch } from "./picture_watch.js";
+import { lastIteration, type Opened, openTraining, promptOrder, timesteps } from "./opening.js";
+import { type PictureReport, PictureWatch, type SeenPictures } from "./picture_watch.js";
 import type { Policy } from "./policy.js";
 import type { PromptOrder } from "./prompts.js";
 import type { StageRecorder } from "./recorder.js";
@@ -81,7 +81,8 @@ export class Session {
     this.#lock = opened.lock;
     this.#saved = opened.state.iteration;
     this.#encodeSeconds = opened.encodeSeconds;
-    if (parts.config.output.pictureCheck) this.#pictureWatch = new PictureWatch(parts.pipeline.vaeFactor * 2);
+    if (parts.config.output.pictureCheck)
+      this.#pictureWatch = new PictureWatch(parts.pipeline.vaeFactor * 2, opened.state.pictures);
   }
 
   /** All ranks call it. `undefined`: one was asked to stop before anything was learned. */
@@ -108,13 +109,19 @@ export class Session {
       if (!(error instanceof Stopped)) throw error;
       return; // nothing was learned yet that could be lost
     }
-    while (this.#state.iteration < config.iterations && !this.#stopping) {
+    while (this.#state.iteration < this.#last && !this.#stopping) {
       const metrics = await this.#iteration();
       if (!metrics) break; // asked to stop in the middle of a rollout
       yield metrics;
     }
+    if (this.#last < config.iterations && !this.#stopping) return; // a look at its beginning keeps nothing
     await this.#checkpoint();
     if (this.#state.iteration >= config.iterations) await this.#finish();
+  }
+
+  /** The iteration to end after. */
+  get #last(): number {
+    return lastIteration(this.#parts.config, this.#options);
   }
 
   /** Was this rank asked to stop? Only what all ranks agreed on may end a stage that they share. */
@@ -184,7 +191,14 @@ export class Session {
       await this.#writer.flush();
       seconds.save += (performance.now() - saving) / 1000;
       seconds.communicate += own.communication.secondsWaited;
-      const part = packReport(own, { stop: this.#asked, seconds, device: pipeline.device.memory() });
+      const device = pipeline.device.memory();
+      const seen = this.#pictureWatch?.seen();
+      const part = packReport(own, {
+        stop: this.#asked,
+        seconds,
+        device,
+        ...(seen ? { pictures: seen } : {}),
+      });
       const joined = await this.#together.report(this.#state.iteration + 1, own, part);
       this.#stopping ||= joined.stop;
       const { learned } = joined;
@@ -203,7 +217,7 @@ export class Session {
         rewardFailures: missingScores(all),
         judged,
         textTokens: this.#textTokens,
-        pictures: this.#lookAtPictures(),
+        pictures: this.#lookAtPictures(joined.pictures),
         total,
         ranks: this.#team.size,
       });
@@ -227,8 +241,8 @@ export class Session {
     this.#textTokens = [...uploaded.values()][0]!.embedding.text.shape[1]!;
     await this.#recorder?.stage("prompts");
     for (const [group, { embedding }] of uploaded) {
-      await this.#recorder?.tensor("text", "input", embedding.text, group);
-      await this.#recorder?.tensor("pooled", "input", embedding.pooled, group);
+      await this.#recorder?.tensor("text", "input", embedding.text, [group]);
+      await this.#recorder?.tensor("pooled", "input", embedding.pooled, [group]);
     }
   }
 
@@ -303,9 +317,11 @@ export class Session {
     return scores;
   }
 
-  #lookAtPictures(): PictureReport | undefined {
-    const report = this.#pictureWatch?.report();
-    for (const warning of report?.warnings ?? []) this.#options.onWarning?.(`pictures: ${warning}`);
+  #lookAtPictures(seen: readonly SeenPictures[]): PictureReport | undefined {
+    const report = this.#pictureWatch?.report(seen);
+    this.#state.pictures = this.#pictureWatch?.reference;
+    const told = this.#team.isFirst ? (report?.warnings ?? []) : []; // all ranks know the same
+    for (const warning of told) this.#options.onWarning?.(`pictures: ${warning}`);
     return report;
   }
 
@@ -326,6 +342,7 @@ export class Session {
       learning: config.learning,
       perUpdate: this.#share.perUpdate,
       ranks: this.#team.size,
+      sharded: this.#team.size > 1 && config.distributed.sharding !== "none",
       ordered: config.distributed.collective === "ordered",
       plan,
       seed: BigInt(config.seed),

@@ -3,6 +3,7 @@ import type { RewardScores } from "../rewards/scorer.js";
 import { type DealConfig, type Seat, type Share, shareOf } from "./deal.js";
 import type { EvaluationResult } from "./evaluation.js";
 import type { StageSeconds } from "./metrics.js";
+import type { SeenPictures } from "./picture_watch.js";
 import { packNumbers, type Team, unpackNumbers } from "./team.js";
 import type { UpdateReport } from "./update.js";
 
@@ -41,11 +42,12 @@ export interface IterationPart {
   clipped: [high: number, low: number];
   communication: UpdateReport["communication"];
   memory: UpdateReport["memory"] & { peak: number; held: number };
+  pictures?: SeenPictures;
 }
 
 export function packReport(
   report: UpdateReport,
-  rest: Pick<IterationPart, "stop" | "seconds"> & { device: { peak: number; held: number } },
+  rest: Pick<IterationPart, "stop" | "seconds" | "pictures"> & { device: { peak: number; held: number } },
 ): IterationPart {
   const { peak, held } = rest.device;
   return {
@@ -56,6 +58,7 @@ export function packReport(
     clipped: [report.clippedHigh, report.clippedLow],
     communication: report.communication,
     memory: { ...report.memory, peak, held },
+    ...(rest.pictures ? { pictures: rest.pictures } : {}),
   };
 }
 
@@ -84,6 +87,7 @@ export interface JoinedIteration {
   seconds: StageSeconds;
   /** The most of any rank. */
   memory: IterationPart["memory"];
+  pictures: SeenPictures[];
   stop: boolean;
 }
 
@@ -113,6 +117,7 @@ export function joinIteration(own: UpdateReport, parts: readonly IterationPart[]
     },
     seconds: most(parts.map((part) => part.seconds)),
     memory,
+    pictures: parts.flatMap(({ pictures }) => pictures ?? []),
     stop: parts.some((part) => part.stop),
   };
 }

@@ -38,6 +38,11 @@ export interface RunOptions {
   signal?: AbortSignal;
   /** Asks for an end: a running rollout is given up, a running update is finished, a checkpoint is written. */
   stop?: AbortSignal;
+  /**
+   * Ends when so many iterations are done, the same on all ranks; neither a checkpoint nor trained weights are written then. For a look at
+   * how a run begins. Default: the configuration's `iterations`.
+   */
+  until?: number;
   onProgress?: (progress: Progress) => void;
   /** Told of a reward that is not required and failed, of a checkpoint that cannot be read and is passed over, and why. */
   onWarning?: (message: string) => void;

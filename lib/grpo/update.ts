@@ -41,6 +41,8 @@ export interface UpdateOptions {
   /** Pictures of this rank in an update; the samples must be a multiple of it. */
   perUpdate: number;
   ranks: number;
+  /** No rank has all gradients: they are not recorded then. */
+  sharded: boolean;
   /** Sum picture by picture: no pass then holds transitions of two pictures. */
   ordered: boolean;
   plan: SamplePlan;
@@ -197,10 +199,7 @@ export async function update(
       note(report, pass.transitions, result, learning.clipRange);
       options.onMicrobatch?.(report.transitions, all);
     }
-    await options.recorder?.stage(`update/u${report.updates}/gradients`);
-    options.recorder?.numbers("ratios", report.ratios.slice(done));
-    options.recorder?.numbers("losses", report.losses.slice(done));
-    await options.recorder?.parameters(pipeline.transformer, "gradient");
+    await recordLearned(pipeline, optimizer, report, done, options);
     const rate = options.learningRate(options.updatesDone + report.updates);
     const step = await runJob(optimizer.step(rate, learning.clipNorm), options.signal);
     await options.recorder?.stage(`update/u${report.updates}/weights`);
@@ -209,6 +208,23 @@ export async function update(
     noteStep(report, rate, step);
   }
   return report;
+}
+
+/** What an update has learned from, and what came of it. */
+async function recordLearned(
+  pipeline: Pipeline,
+  optimizer: NativeOptimizer,
+  report: UpdateReport,
+  done: number,
+  { recorder, sharded }: UpdateOptions,
+): Promise<void> {
+  if (!recorder) return;
+  await recorder.stage(`update/u${report.updates}/gradients`);
+  recorder.numbers("ratios", report.ratios.slice(done));
+  recorder.numbers("losses", report.losses.slice(done));
+  if (sharded) return;
+  await runJob(optimizer.settle());
+  await recorder.parameters(pipeline.transformer, "gradient");
 }
 
 function noteStep(report: UpdateReport, rate: number, step: OptimizerStepResult): void {

@@ -147,6 +147,13 @@ export function meanMeasures(all: readonly PictureMeasures[]): PictureMeasures {
   };
 }
 
+/** For what is read from a file. */
+export function isPictureMeasures(value: unknown): value is PictureMeasures {
+  const { seams, grid, dead, saturated, histogram } = (value ?? {}) as Partial<PictureMeasures>;
+  const numbers = [seams, grid, dead, saturated, ...(Array.isArray(histogram) ? histogram : [])];
+  return numbers.length === 4 + 3 * LEVELS && numbers.every((number) => Number.isFinite(number));
+}
+
 /** Earth mover's distance per channel, averaged, in units of the whole range. */
 function colourDistance(a: number[], b: number[]): number {
   let total = 0;

@@ -9,7 +9,7 @@ class TorchGeneratorWrap;
 /// Adds createTorchGenerator, keyedNormal, inspectFile, readTensor, probeBackends, liveHandles and shutdown
 /// to `exports`, and what define_measures() does.
 void define_host_functions(Napi::Env env, Napi::Object exports);
-/// Adds Measure, PairMeasure and crc32 (measure_wrap.cpp).
+/// Adds Measure, PairMeasure, measureStored and crc32 (measure_wrap.cpp).
 void define_measures(Napi::Env env, Napi::Object exports);
 
 }  // namespace danceflux::addon

@@ -1,10 +1,12 @@
 // Measures of bytes that JavaScript holds: the same code that measures on a device's thread.
 #include <cmath>
+#include <exception>
 #include <utility>
 
 #include "addon/convert.h"
 #include "addon/host.h"
 #include "align/measure.h"
+#include "align/measure_together.h"
 
 namespace danceflux::addon {
 namespace {
@@ -69,6 +71,28 @@ class MeasureWrap : public Napi::ObjectWrap<MeasureWrap> {
   align::Measure measure_;
 };
 
+Napi::Object from_pair(Napi::Env env, const align::PairMeasure& pair) {
+  Napi::Object object = Napi::Object::New(env);
+  const std::pair<const char*, double> fields[] = {{"count", static_cast<double>(pair.count)},
+                                                   {"finite", static_cast<double>(pair.finite)},
+                                                   {"equal", static_cast<double>(pair.equal)},
+                                                   {"odd", static_cast<double>(pair.odd)},
+                                                   {"withinOne", static_cast<double>(pair.within_one)},
+                                                   {"withinFive", static_cast<double>(pair.within_five)},
+                                                   {"dot", pair.dot},
+                                                   {"squaresA", pair.squares_a},
+                                                   {"squaresB", pair.squares_b},
+                                                   {"squaredDistance", pair.squared_distance},
+                                                   {"maxAbsolute", pair.max_absolute},
+                                                   {"maxRelative", pair.max_relative},
+                                                   {"worst", static_cast<double>(pair.worst)}};
+  for (const auto& [name, value] : fields) object.Set(name, value);
+  Napi::Array ulps = Napi::Array::New(env, align::kUlpBuckets);
+  for (std::uint32_t k = 0; k < align::kUlpBuckets; ++k) ulps.Set(k, static_cast<double>(pair.ulps[k]));
+  object.Set("ulps", ulps);
+  return object;
+}
+
 /// Gathers a PairMeasure over calls of add(a, b).
 class PairMeasureWrap : public Napi::ObjectWrap<PairMeasureWrap> {
  public:
@@ -88,34 +112,65 @@ class PairMeasureWrap : public Napi::ObjectWrap<PairMeasureWrap> {
       const std::size_t count = elements_of(a, a_dtype, "a");
       require(elements_of(b, b_dtype, "b") == count, "ERR_ARGUMENT", "b: expected ", count,
               " elements, as a, got ", elements_of(b, b_dtype, "b"));
-      pair_.add_together(a.data, a_dtype, b.data, b_dtype, count);
+      align::add_together(pair_, a.data, a_dtype, b.data, b_dtype, count);
       return info.Env().Undefined();
     });
   }
-  Napi::Value result(const Napi::CallbackInfo& info) {
-    Napi::Object object = Napi::Object::New(info.Env());
-    const std::pair<const char*, double> fields[] = {{"count", static_cast<double>(pair_.count)},
-                                                     {"finite", static_cast<double>(pair_.finite)},
-                                                     {"equal", static_cast<double>(pair_.equal)},
-                                                     {"odd", static_cast<double>(pair_.odd)},
-                                                     {"withinOne", static_cast<double>(pair_.within_one)},
-                                                     {"withinFive", static_cast<double>(pair_.within_five)},
-                                                     {"dot", pair_.dot},
-                                                     {"squaresA", pair_.squares_a},
-                                                     {"squaresB", pair_.squares_b},
-                                                     {"squaredDistance", pair_.squared_distance},
-                                                     {"maxAbsolute", pair_.max_absolute},
-                                                     {"maxRelative", pair_.max_relative},
-                                                     {"worst", static_cast<double>(pair_.worst)}};
-    for (const auto& [name, value] : fields) object.Set(name, value);
-    Napi::Array ulps = Napi::Array::New(info.Env(), align::kUlpBuckets);
-    for (std::uint32_t k = 0; k < align::kUlpBuckets; ++k) ulps.Set(k, static_cast<double>(pair_.ulps[k]));
-    object.Set("ulps", ulps);
-    return object;
-  }
+  Napi::Value result(const Napi::CallbackInfo& info) { return from_pair(info.Env(), pair_); }
 
   align::PairMeasure pair_;
 };
+
+/// Compares what lies in files while JavaScript goes on.
+class StoredMeasure final : public Napi::AsyncWorker {
+ public:
+  StoredMeasure(Napi::Env env, align::StoredElements a, align::StoredElements b, std::uint64_t elements)
+      : Napi::AsyncWorker(env),
+        deferred_(Napi::Promise::Deferred::New(env)),
+        a_(std::move(a)),
+        b_(std::move(b)),
+        elements_(elements) {}
+  Napi::Promise promise() const { return deferred_.Promise(); }
+
+ private:
+  void Execute() override {
+    try {
+      pair_ = align::measure_stored(a_, b_, elements_);
+    } catch (...) {
+      failed_ = std::current_exception();
+    }
+  }
+  void OnOK() override {
+    if (failed_) return deferred_.Reject(to_js_error(Env(), failed_).Value());
+    deferred_.Resolve(from_pair(Env(), pair_));
+  }
+
+  Napi::Promise::Deferred deferred_;
+  const align::StoredElements a_, b_;
+  const std::uint64_t elements_;
+  align::PairMeasure pair_;
+  std::exception_ptr failed_;
+};
+
+align::StoredElements to_stored(const Napi::Value& value, const char* name) {
+  const Napi::Object object = to_object(value, name);
+  const std::int64_t offset = to_integer(field(object, "offset"), "offset");
+  require(offset >= 0, "ERR_ARGUMENT", "offset: expected 0 or more, got ", offset);
+  return {to_string(field(object, "path"), "path"), static_cast<std::uint64_t>(offset),
+          dtype_from_name(to_string(field(object, "dtype"), "dtype"))};
+}
+
+Napi::Value measure_stored(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    const std::int64_t elements = to_integer(info[2], "elements");
+    require(elements >= 0, "ERR_ARGUMENT", "elements: expected 0 or more, got ", elements);
+    auto* work = new StoredMeasure(info.Env(), to_stored(info[0], "a"), to_stored(info[1], "b"),
+                                   static_cast<std::uint64_t>(elements));
+    const Napi::Promise promise = work->promise();
+    work->Queue();  // it deletes itself when it is done
+    return promise;
+  });
+}
 
 Napi::Value crc(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
@@ -130,6 +185,7 @@ Napi::Value crc(const Napi::CallbackInfo& info) {
 void define_measures(Napi::Env env, Napi::Object exports) {
   exports.Set("Measure", MeasureWrap::define(env));
   exports.Set("PairMeasure", PairMeasureWrap::define(env));
+  exports.Set("measureStored", Napi::Function::New<&measure_stored>(env));
   exports.Set("crc32", Napi::Function::New<&crc>(env));
 }
 

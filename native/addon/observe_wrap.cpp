@@ -88,15 +88,22 @@ Napi::Value DeviceWrap::observe_tensor(const Napi::CallbackInfo& info) {
     require(role == "input" || role == "output", "ERR_ARGUMENT", "role: expected input or output, got ",
             role);
     const Tensor tensor = TensorWrap::unwrap(info[2], "tensor");
-    const std::int64_t first = info[3].IsUndefined() ? -1 : to_integer(info[3], "firstRow");
+    std::vector<std::string> rows;
+    if (!info[3].IsUndefined()) {
+      const Napi::Array numbers = to_array(info[3], "rows");
+      for (std::uint32_t i = 0; i < numbers.Length(); ++i)
+        rows.push_back(std::to_string(to_integer(numbers.Get(i), "rows")));
+      require(tensor.rank() > 0 && static_cast<std::int64_t>(rows.size()) == tensor.dim(0), "ERR_ARGUMENT",
+              "rows: expected the number of each row of ", tensor.shape(), ", got ", rows.size());
+    }
     return submit(
         info.Env(), *device->thread,
-        [device, name, role, tensor, first] {
+        [device, name, role, tensor, rows] {
           align::Recorder& recorder = recorder_of(*device);
-          if (first < 0) return recorder.record(name, "stage", role.c_str(), tensor);
-          for (std::int64_t row = 0; row < tensor.dim(0); ++row)
-            recorder.record(name + "." + std::to_string(first + row), "stage", role.c_str(),
-                            tensor.narrow(0, row, 1));
+          if (rows.empty()) return recorder.record(name, "stage", role.c_str(), tensor);
+          for (std::size_t row = 0; row < rows.size(); ++row)
+            recorder.record(name + "." + rows[row], "stage", role.c_str(),
+                            tensor.narrow(0, static_cast<std::int64_t>(row), 1));
         },
         undefined);
   });

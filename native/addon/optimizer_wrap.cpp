@@ -62,7 +62,7 @@ class OptimizerWrap : public Napi::ObjectWrap<OptimizerWrap> {
     using W = OptimizerWrap;
     Environment::of(env).keep(
         "Optimizer", DefineClass(env, "NativeOptimizer",
-                                 {InstanceMethod<&W::prepare>("prepare"), InstanceMethod<&W::step>("step"),
+                                 {InstanceMethod<&W::prepare>("prepare"), InstanceMethod<&W::settle>("settle"), InstanceMethod<&W::step>("step"),
                                   InstanceMethod<&W::swap_ema>("swapEma"), InstanceMethod<&W::save>("save"),
                                   InstanceMethod<&W::load>("load"), InstanceMethod<&W::dispose>("dispose"),
                                   InstanceMethod<&W::dispose>(dispose_symbol(env))}));
@@ -108,6 +108,11 @@ class OptimizerWrap : public Napi::ObjectWrap<OptimizerWrap> {
   Napi::Value prepare(const Napi::CallbackInfo& info) {
     return run(
         info.Env(), [](train::Optimizer&) {}, undefined);
+  }
+
+  Napi::Value settle(const Napi::CallbackInfo& info) {
+    return run(
+        info.Env(), [](train::Optimizer& optimizer) { optimizer.settle(); }, undefined);
   }
 
   Napi::Value step(const Napi::CallbackInfo& info) {

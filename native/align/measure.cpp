@@ -3,37 +3,13 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <cstring>
-#include <vector>
 
 #include "align/numbers.h"
 
 namespace danceflux::align {
 namespace {
 
-constexpr std::size_t kBlock = 1024;  // elements; the signs repeat after a block, flipped by the block's own
-
-// ---- CRC-32, eight bytes at a time ----------------------------------------------------------------------
-
-using CrcTables = std::array<std::array<std::uint32_t, 256>, 8>;
-
-CrcTables crc_tables() {
-  CrcTables tables{};
-  for (std::uint32_t i = 0; i < 256; ++i) {
-    std::uint32_t value = i;
-    for (int bit = 0; bit < 8; ++bit) value = (value >> 1) ^ (value & 1 ? 0xedb88320u : 0u);
-    tables[0][i] = value;
-  }
-  for (std::size_t table = 1; table < 8; ++table) {
-    for (std::size_t i = 0; i < 256; ++i) {
-      const std::uint32_t before = tables[table - 1][i];
-      tables[table][i] = (before >> 8) ^ tables[0][before & 255];
-    }
-  }
-  return tables;
-}
-
-// ---- signs ----------------------------------------------------------------------------------------------
+// ---- weights --------------------------------------------------------------------------------------------
 
 std::uint32_t scatter(std::uint32_t x) {
   x *= 0x9e3779b1u;
@@ -44,19 +20,22 @@ std::uint32_t scatter(std::uint32_t x) {
   return x ^ (x >> 15);
 }
 
-using Signs = std::array<std::array<float, kBlock>, kSketches>;
+using Weights = std::array<std::array<float, kBlock>, kSketches>;
 
-Signs block_signs() {
-  Signs signs{};
-  for (std::uint32_t i = 0; i < kBlock; ++i) {
-    const std::uint32_t bits = scatter(i);
-    for (std::size_t k = 0; k < kSketches; ++k) signs[k][i] = bits >> k & 1 ? 1.0f : -1.0f;
+/// Even over -sqrt(3) .. sqrt(3), so that the variance is 1. They repeat after a block, under a sign of its
+/// own.
+Weights block_weights() {
+  Weights weights{};
+  for (std::uint32_t k = 0; k < kSketches; ++k) {
+    for (std::uint32_t i = 0; i < kBlock; ++i)
+      weights[k][i] = static_cast<float>((scatter(k * static_cast<std::uint32_t>(kBlock) + i) * 0x1p-31 - 1) *
+                                         1.7320508075688772);
   }
-  return signs;
+  return weights;
 }
 
-const Signs& signs() {
-  static const Signs table = block_signs();
+const Weights& weights() {
+  static const Weights table = block_weights();
   return table;
 }
 
@@ -66,82 +45,83 @@ double block_sign(std::uint64_t block, std::size_t k) {
 
 // ---- numbers --------------------------------------------------------------------------------------------
 
-/// Sets what is not finite to zero, after counting it.
-void set_aside(float* x, std::size_t count, Measure& measure) {
-  for (std::size_t i = 0; i < count; ++i) {
-    if (std::isnan(x[i])) ++measure.nan;
-    if (std::isinf(x[i])) ++measure.inf;
-    if (!std::isfinite(x[i])) x[i] = 0;
-  }
-}
-
-/// The finite elements' part: extremes are taken over all of them, so a block that holds others goes one by
-/// one.
-void add_extremes(const float* x, std::size_t count, Measure& measure) {
-  float low = std::numeric_limits<float>::infinity(), high = -low;
-  for (std::size_t i = 0; i < count; ++i) {
-    low = x[i] < low ? x[i] : low;
-    high = x[i] > high ? x[i] : high;
-  }
-  measure.min = std::min(measure.min, static_cast<double>(low));
-  measure.max = std::max(measure.max, static_cast<double>(high));
-}
-
-// A sum has eight lanes, so that the compiler may keep them in vectors; the order is fixed all the same.
-constexpr std::size_t kLanes = 8;
-
-double total(const double* lanes) {
-  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
-}
-
 struct Sums {
-  double sum[kLanes] = {}, squares[kLanes] = {}, sketch[kSketches][kLanes] = {};
+  double sum[kLanes] = {}, squares[kLanes] = {};
+  float low[kLanes], high[kLanes];
 };
 
-/// `count` is a multiple of kLanes; `within` is where in a block the first element stands.
-DANCEFLUX_WIDER void gather(const float* __restrict x, std::size_t count, const float* __restrict table,
-                            Sums& __restrict sums) {
+/// `count` is a multiple of kLanes.
+DANCEFLUX_WIDER void gather(const float* __restrict x, std::size_t count, Sums& __restrict sums) {
   for (std::size_t i = 0; i < count; i += kLanes) {
+    for (std::size_t lane = 0; lane < kLanes; ++lane) {
+      const float value = x[i + lane];
+      sums.low[lane] = value < sums.low[lane] ? value : sums.low[lane];
+      sums.high[lane] = value > sums.high[lane] ? value : sums.high[lane];
+    }
     for (std::size_t lane = 0; lane < kLanes; ++lane) {
       const double value = x[i + lane];
       sums.sum[lane] += value;
       sums.squares[lane] += value * value;
     }
-    for (std::size_t k = 0; k < kSketches; ++k) {
-      for (std::size_t lane = 0; lane < kLanes; ++lane)
-        sums.sketch[k][lane] += static_cast<double>(x[i + lane] * table[k * kBlock + i + lane]);
-    }
   }
 }
 
-void add_sums(float* x, std::size_t count, std::size_t within, std::uint64_t block, Measure& measure) {
+/// One projection: `table` are the weights of the first element and on. By itself, so that its lanes stay in
+/// registers.
+DANCEFLUX_WIDER void project(const float* __restrict x, std::size_t count, const float* __restrict table,
+                             double* __restrict lanes) {
+  double sum[kLanes] = {};
+  for (std::size_t i = 0; i < count; i += kLanes) {
+    for (std::size_t lane = 0; lane < kLanes; ++lane)
+      sum[lane] += static_cast<double>(x[i + lane] * table[i + lane]);
+  }
+  for (std::size_t lane = 0; lane < kLanes; ++lane) lanes[lane] = sum[lane];
+}
+
+void add_sums(const float* x, std::size_t count, std::size_t within, std::uint64_t block, Measure& measure) {
   Sums sums;
-  const Signs& table = signs();
+  std::fill_n(sums.low, kLanes, std::numeric_limits<float>::infinity());
+  std::fill_n(sums.high, kLanes, -std::numeric_limits<float>::infinity());
+  const Weights& table = weights();
   const std::size_t whole = count / kLanes * kLanes;
-  gather(x, whole, &table[0][within], sums);
+  gather(x, whole, sums);
   for (std::size_t i = whole, lane = 0; i < count; ++i, ++lane) {
     const double value = x[i];
+    sums.low[lane] = std::min(sums.low[lane], x[i]);
+    sums.high[lane] = std::max(sums.high[lane], x[i]);
     sums.sum[lane] += value;
     sums.squares[lane] += value * value;
-    for (std::size_t k = 0; k < kSketches; ++k)
-      sums.sketch[k][lane] += static_cast<double>(x[i] * table[k][within + i]);
   }
+  measure.min = std::min<double>(measure.min, *std::min_element(sums.low, sums.low + kLanes));
+  measure.max = std::max<double>(measure.max, *std::max_element(sums.high, sums.high + kLanes));
   measure.sum += total(sums.sum);
   measure.squares += total(sums.squares);
-  for (std::size_t k = 0; k < kSketches; ++k)
-    measure.sketch[k] += block_sign(block, k) * total(sums.sketch[k]);
+  for (std::size_t k = 0; k < kSketches; ++k) {
+    double lanes[kLanes];
+    project(x, whole, &table[k][within], lanes);
+    for (std::size_t i = whole; i < count; ++i)
+      lanes[i - whole] += static_cast<double>(x[i] * table[k][within + i]);
+    measure.sketch[k] += block_sign(block, k) * total(lanes);
+  }
 }
 
-void add_block(float* x, std::size_t count, std::uint64_t position, Measure& measure) {
-  if (all_finite(x, count)) {
-    add_extremes(x, count, measure);
-  } else {
-    for (std::size_t i = 0; i < count; ++i) {
-      if (std::isfinite(x[i])) add_extremes(x + i, 1, measure);
+/// Of a block that holds NaN or infinities: the extremes of the others, which are taken aside before zeros
+/// stand in their place.
+void add_odd_block(float* x, std::size_t count, std::size_t within, std::uint64_t block, Measure& measure) {
+  float low = std::numeric_limits<float>::infinity(), high = -low;
+  for (std::size_t i = 0; i < count; ++i) {
+    if (std::isfinite(x[i])) {
+      low = std::min(low, x[i]);
+      high = std::max(high, x[i]);
+      continue;
     }
-    set_aside(x, count, measure);
+    ++(std::isnan(x[i]) ? measure.nan : measure.inf);
+    x[i] = 0;
   }
-  add_sums(x, count, position % kBlock, position / kBlock, measure);
+  const double min = std::min<double>(measure.min, low), max = std::max<double>(measure.max, high);
+  add_sums(x, count, within, block, measure);
+  measure.min = min;
+  measure.max = max;
 }
 
 }  // namespace
@@ -172,35 +152,28 @@ DANCEFLUX_WIDER bool all_finite(const float* x, std::size_t count) {
   return odd == 0;
 }
 
-std::uint32_t crc32(std::uint32_t crc, const void* bytes, std::size_t count) {
-  static const CrcTables tables = crc_tables();
-  const auto* at = static_cast<const unsigned char*>(bytes);
-  std::uint32_t value = ~crc;
-  for (; count >= 8; at += 8, count -= 8) {
-    std::uint32_t low = 0, high = 0;
-    std::memcpy(&low, at, 4);
-    std::memcpy(&high, at + 4, 4);
-    low ^= value;
-    value = tables[7][low & 255] ^ tables[6][low >> 8 & 255] ^ tables[5][low >> 16 & 255] ^
-            tables[4][low >> 24] ^ tables[3][high & 255] ^ tables[2][high >> 8 & 255] ^
-            tables[1][high >> 16 & 255] ^ tables[0][high >> 24];
-  }
-  for (; count > 0; ++at, --count) value = tables[0][(value ^ *at) & 255] ^ (value >> 8);
-  return ~value;
-}
-
 void Measure::add(const void* data, DType dtype, std::size_t elements, bool numbers) {
   crc = crc32(crc, data, elements * size_of(dtype));
   if (!numbers) {
     count += elements;
     return;
   }
-  std::array<float, kBlock> block;
+  alignas(64) std::array<float, kBlock> block;
   const auto* at = static_cast<const std::byte*>(data);
   while (elements > 0) {
-    const std::size_t now = std::min(elements, kBlock - static_cast<std::size_t>(count % kBlock));
-    to_f32(block.data(), at, dtype, now);
-    add_block(block.data(), now, count, *this);
+    const std::size_t within = count % kBlock, now = std::min(elements, kBlock - within);
+    const float* x = block.data();
+    // What lies there as f32 is read where it lies.
+    if (dtype == DType::f32 && reinterpret_cast<std::uintptr_t>(at) % alignof(float) == 0)
+      x = reinterpret_cast<const float*>(at);
+    else
+      to_f32(block.data(), at, dtype, now);
+    if (all_finite(x, now)) {
+      add_sums(x, now, within, count / kBlock, *this);
+    } else {
+      if (x != block.data()) to_f32(block.data(), at, dtype, now);
+      add_odd_block(block.data(), now, within, count / kBlock, *this);
+    }
     count += now;
     at += now * size_of(dtype);
     elements -= now;

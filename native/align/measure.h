@@ -14,8 +14,10 @@ namespace danceflux::align {
 std::uint32_t crc32(std::uint32_t crc, const void* bytes, std::size_t count);
 
 /// Random projections kept per tensor: what tells how far apart two tensors are when only these numbers of
-/// each are known. For signs s, (s . a - s . b)^2 is |a - b|^2 on average.
-inline constexpr std::size_t kSketches = 4;
+/// each are known. For weights w of mean 0 and variance 1, (w . a - w . b)^2 is |a - b|^2 on average. They
+/// are no mere signs: where a few elements differ by the same step, those would often cancel in all
+/// projections.
+inline constexpr std::size_t kSketches = 8;
 
 /// Of one tensor, over its finite elements.
 struct Measure {
@@ -48,8 +50,6 @@ struct PairMeasure {
   void add(const void* a, DType a_dtype, const void* b, DType b_dtype, std::size_t elements);
   /// The measure of the elements that come next.
   void add(const PairMeasure& next);
-  /// As add(), on several threads when there are many elements; the same result on any number of them.
-  void add_together(const void* a, DType a_dtype, const void* b, DType b_dtype, std::size_t elements);
 };
 
 }  // namespace danceflux::align

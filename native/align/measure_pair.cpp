@@ -1,11 +1,9 @@
-// Distances of two tensors, several elements at a time: what takes the time when gigabytes are compared.
+// Distances of two tensors, several elements at a time: what takes the time when gigabytes are compared. A
+// block stays in the first cache while it is looked at: sums, places in the last place, their histogram.
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <cmath>
 #include <cstring>
-#include <thread>
-#include <vector>
 
 #include "align/measure.h"
 #include "align/numbers.h"
@@ -13,18 +11,12 @@
 namespace danceflux::align {
 namespace {
 
-constexpr std::size_t kBlock = 1024, kLanes = 8;
-
 /// A few elements' sums side by side; the order in which they come together is fixed.
 struct Sums {
   double dot[kLanes] = {}, left[kLanes] = {}, right[kLanes] = {}, apart[kLanes] = {};
   float most[kLanes] = {}, relative[kLanes] = {};
-  std::uint32_t one[kLanes] = {}, five[kLanes] = {};
+  std::uint32_t one[kLanes] = {}, five[kLanes] = {}, equal[kLanes] = {};
 };
-
-double total(const double* lanes) {
-  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
-}
 
 /// `count` is a multiple of kLanes.
 DANCEFLUX_WIDER void gather(const float* __restrict x, const float* __restrict y, std::size_t count,
@@ -46,67 +38,103 @@ DANCEFLUX_WIDER void gather(const float* __restrict x, const float* __restrict y
       sums.relative[lane] = share > sums.relative[lane] ? share : sums.relative[lane];
       sums.one[lane] += size <= 0.001f * scale;
       sums.five[lane] += size <= 0.005f * scale;
+      sums.equal[lane] += x[i + lane] == y[i + lane];
     }
   }
 }
 
-/// The histogram's bucket of each pair: the exponent of the distance in the last place.
-DANCEFLUX_WIDER void buckets(const std::uint32_t* __restrict a, const std::uint32_t* __restrict b,
-                             std::size_t count, std::uint32_t sign, std::uint8_t* __restrict out) {
+// ---- units in the last place ----------------------------------------------------------------------------
+
+/// The histogram's bucket of each pair: the exponent of the distance in the last place. `Bits` are the
+/// numbers as they are stored: sign and size.
+template <class Bits>
+inline __attribute__((always_inline)) void buckets(const Bits* __restrict a, const Bits* __restrict b,
+                                                   std::size_t count, std::uint8_t* __restrict out) {
+  constexpr std::uint32_t kLast = kUlpBuckets - 2, kMost = 1u << 23,
+                          kSize = (1u << (8 * sizeof(Bits) - 1)) - 1;
   for (std::size_t i = 0; i < count; ++i) {
-    const auto size_a = static_cast<std::int32_t>(a[i] & (sign - 1)),
-               size_b = static_cast<std::int32_t>(b[i] & (sign - 1));
-    const std::int32_t left = a[i] & sign ? -size_a : size_a, right = b[i] & sign ? -size_b : size_b;
+    // All ones where the sign is set: x ^ s - s is then -x.
+    const std::int32_t sign_a = -static_cast<std::int32_t>(a[i] > kSize),
+                       sign_b = -static_cast<std::int32_t>(b[i] > kSize);
+    const std::int32_t left = (static_cast<std::int32_t>(a[i] & kSize) ^ sign_a) - sign_a,
+                       right = (static_cast<std::int32_t>(b[i] & kSize) ^ sign_b) - sign_b;
     // Unsigned: numbers of two signs may be almost 2^32 apart.
-    const std::uint32_t distance = left > right
-                                       ? static_cast<std::uint32_t>(left) - static_cast<std::uint32_t>(right)
-                                       : static_cast<std::uint32_t>(right) - static_cast<std::uint32_t>(left);
+    const std::uint32_t distance = static_cast<std::uint32_t>(left > right ? left : right) -
+                                   static_cast<std::uint32_t>(left > right ? right : left);
     // 3..4 -> 2, 5..8 -> 3, ...: the exponent of distance - 1, which is exact below 2^24 and saturated above.
-    const std::uint32_t below = distance > 1 ? std::min(distance - 1, 1u << 23) : 1;
+    const std::uint32_t below = (distance > 2 ? distance : 2) - 1, bound = below < kMost ? below : kMost;
     const std::uint32_t exponent =
-        (std::bit_cast<std::uint32_t>(static_cast<float>(static_cast<std::int32_t>(below))) >> 23) - 127;
-    const std::uint32_t bucket = distance <= 2 ? distance : 2 + exponent;
-    out[i] = static_cast<std::uint8_t>(bucket < kUlpBuckets - 2 ? bucket : kUlpBuckets - 2);
+        (std::bit_cast<std::uint32_t>(static_cast<float>(static_cast<std::int32_t>(bound))) >> 23) - 127;
+    const std::uint32_t bucket = distance < 2 + exponent ? distance : 2 + exponent;
+    out[i] = static_cast<std::uint8_t>(bucket < kLast ? bucket : kLast);
+  }
+}
+
+DANCEFLUX_WIDER void buckets_wide(const std::uint32_t* __restrict a, const std::uint32_t* __restrict b,
+                                  std::size_t count, std::uint8_t* __restrict out) {
+  buckets(a, b, count, out);
+}
+
+DANCEFLUX_WIDER void buckets_narrow(const std::uint16_t* __restrict a, const std::uint16_t* __restrict b,
+                                    std::size_t count, std::uint8_t* __restrict out) {
+  buckets(a, b, count, out);
+}
+
+/// Adds up what `count` buckets hold; up to the next multiple of kGroup they hold 255. One look at all of
+/// them per kind of bucket, without branches, and none for the many large ones that are mostly empty: the
+/// search ends when all are found.
+constexpr std::size_t kGroup = 64;
+
+DANCEFLUX_WIDER void add_buckets(const std::uint8_t* bucket, std::size_t count, std::uint64_t* totals) {
+  static_assert(kBlock / kGroup * 8 < 256,
+                "the counts of a group fit in bytes, also when eight come together");
+  typedef std::uint8_t Group __attribute__((vector_size(kGroup)));
+  typedef std::uint64_t Words __attribute__((vector_size(kGroup)));
+  constexpr std::uint64_t kEven = 0x00ff00ff00ff00ffu, kOnes = 0x0001000100010001u;
+  std::size_t left = count;
+  for (std::size_t kind = 0; kind < kUlpBuckets && left > 0; ++kind) {
+    const Group wanted = Group{} + static_cast<std::uint8_t>(kind);
+    Group found{};
+    for (std::size_t i = 0; i < count; i += kGroup) {
+      Group now;
+      std::memcpy(&now, bucket + i, kGroup);
+      found -= reinterpret_cast<Group>(now == wanted);  // true is -1
+    }
+    const Words words = reinterpret_cast<Words>(found);
+    std::uint64_t bytes = 0;
+    for (std::size_t i = 0; i < kGroup / 8; ++i) bytes += words[i];
+    const std::uint64_t pairs = (bytes & kEven) + (bytes >> 8 & kEven);
+    const std::uint64_t here = pairs * kOnes >> 48;
+    totals[kind] += here;
+    left -= here;
+  }
+}
+
+/// Pairs that have no distance: they stand in the first bucket when they are the same, otherwise in the last.
+void place_odd_ones(const float* x, const float* y, std::size_t count, std::uint8_t* bucket) {
+  for (std::size_t i = 0; i < count; ++i) {
+    if (std::isfinite(x[i]) && std::isfinite(y[i])) continue;
+    const bool same = x[i] == y[i] || (std::isnan(x[i]) && std::isnan(y[i]));
+    bucket[i] = same ? 0 : kUlpBuckets - 1;
   }
 }
 
 void add_ulps(const std::byte* a, const std::byte* b, DType dtype, std::size_t count, const float* x,
               const float* y, bool finite, PairMeasure& pair) {
-  std::array<std::uint32_t, kBlock> left, right;
-  std::array<std::uint8_t, kBlock> bucket;
-  const bool wide = dtype == DType::f32;
-  if (wide) {
-    std::memcpy(left.data(), a, count * 4);
-    std::memcpy(right.data(), b, count * 4);
-  } else {
-    for (std::size_t i = 0; i < count; ++i) {
-      std::uint16_t narrow = 0;
-      std::memcpy(&narrow, a + 2 * i, 2);
-      left[i] = narrow;
-      std::memcpy(&narrow, b + 2 * i, 2);
-      right[i] = narrow;
-    }
-  }
-  buckets(left.data(), right.data(), count, wide ? 0x80000000u : 0x8000u, bucket.data());
-  // Neighbours often share a bucket: four histograms keep them from waiting for each other.
-  std::uint32_t four[4][kUlpBuckets] = {};
-  for (std::size_t i = 0; i < count; ++i) {
-    std::size_t at = bucket[i];
-    if (!finite && !(std::isfinite(x[i]) && std::isfinite(y[i]))) {
-      const bool same = left[i] == right[i] || (std::isnan(x[i]) && std::isnan(y[i]));
-      at = same ? 0 : kUlpBuckets - 1;
-    }
-    ++four[i & 3][at];
-  }
-  for (std::size_t k = 0; k < kUlpBuckets; ++k)
-    pair.ulps[k] += four[0][k] + four[1][k] + four[2][k] + four[3][k];
+  alignas(kGroup) std::uint8_t bucket[kBlock];
+  const std::size_t padded = (count + kGroup - 1) / kGroup * kGroup;
+  std::memset(bucket + count, 255, padded - count);
+  if (dtype == DType::f32)
+    buckets_wide(reinterpret_cast<const std::uint32_t*>(a), reinterpret_cast<const std::uint32_t*>(b), count,
+                 bucket);
+  else
+    buckets_narrow(reinterpret_cast<const std::uint16_t*>(a), reinterpret_cast<const std::uint16_t*>(b),
+                   count, bucket);
+  if (!finite) place_odd_ones(x, y, count, bucket);
+  add_buckets(bucket, count, pair.ulps.data());
 }
 
-DANCEFLUX_WIDER std::uint32_t count_equal(const float* x, const float* y, std::size_t count) {
-  std::uint32_t same = 0;
-  for (std::size_t i = 0; i < count; ++i) same += x[i] == y[i];
-  return same;
-}
+// ---- a block --------------------------------------------------------------------------------------------
 
 /// Counts what is not finite on either side and takes it out of both; returns how many.
 std::size_t set_aside(float* x, float* y, std::size_t count, PairMeasure& pair) {
@@ -121,25 +149,23 @@ std::size_t set_aside(float* x, float* y, std::size_t count, PairMeasure& pair) 
   return found;
 }
 
-void add_block(float* x, float* y, std::size_t count, PairMeasure& pair) {
+/// `filled` zeros stand behind the `count` elements, and `odd_ones` among them in place of what was set
+/// aside.
+void add_block(const float* x, const float* y, std::size_t count, std::size_t filled, std::size_t odd_ones,
+               PairMeasure& pair) {
   Sums sums;
-  std::fill(x + count, x + (count + kLanes - 1) / kLanes * kLanes, 0.0f);
-  std::fill(y + count, y + (count + kLanes - 1) / kLanes * kLanes, 0.0f);
-  gather(x, y, (count + kLanes - 1) / kLanes * kLanes, sums);
-  const std::size_t filled = (kLanes - count % kLanes) % kLanes;
+  gather(x, y, count + filled, sums);
   pair.dot += total(sums.dot);
   pair.squares_a += total(sums.left);
   pair.squares_b += total(sums.right);
   pair.squared_distance += total(sums.apart);
-  float most = 0;
-  for (std::size_t lane = 0; lane < kLanes; ++lane) {
-    pair.within_one += sums.one[lane];
-    pair.within_five += sums.five[lane];
-    pair.max_relative = std::max(pair.max_relative, static_cast<double>(sums.relative[lane]));
-    most = std::max(most, sums.most[lane]);
-  }
-  pair.within_one -= filled;
-  pair.within_five -= filled;
+  const std::size_t zeros = filled + odd_ones;  // equal, and counted already or not to be counted
+  pair.equal += total(sums.equal) - zeros;
+  pair.within_one += total(sums.one) - zeros;
+  pair.within_five += total(sums.five) - zeros;
+  const float relative = *std::max_element(sums.relative, sums.relative + kLanes),
+              most = *std::max_element(sums.most, sums.most + kLanes);
+  pair.max_relative = std::max<double>(pair.max_relative, relative);
   if (most <= pair.max_absolute) return;
   pair.max_absolute = most;
   std::size_t at = 0;
@@ -147,26 +173,50 @@ void add_block(float* x, float* y, std::size_t count, PairMeasure& pair) {
   pair.worst = pair.count + at;
 }
 
+/// The elements of one side as f32.
+struct Side {
+  alignas(64) float copy[kBlock];
+  const float* values = nullptr;
+
+  void read(const std::byte* data, DType dtype, std::size_t count) {
+    // Whole blocks of f32 are read where they lie.
+    values = copy;
+    if (dtype == DType::f32 && count % kLanes == 0)
+      values = reinterpret_cast<const float*>(data);
+    else
+      to_f32(copy, data, dtype, count);
+  }
+  void own(std::size_t count) {
+    if (values != copy) std::copy_n(values, count, copy);
+    values = copy;
+  }
+};
+
 }  // namespace
 
 void PairMeasure::add(const void* a, DType a_dtype, const void* b, DType b_dtype, std::size_t elements) {
-  alignas(64) std::array<float, kBlock> x, y;
+  Side x, y;
   const auto* left = static_cast<const std::byte*>(a);
   const auto* right = static_cast<const std::byte*>(b);
   const bool has_ulps =
       a_dtype == b_dtype && (a_dtype == DType::f32 || a_dtype == DType::bf16 || a_dtype == DType::f16);
   while (elements > 0) {
-    const std::size_t now = std::min(elements, kBlock);
-    to_f32(x.data(), left, a_dtype, now);
-    to_f32(y.data(), right, b_dtype, now);
-    const bool regular = all_finite(x.data(), now) && all_finite(y.data(), now);
-    if (has_ulps) add_ulps(left, right, a_dtype, now, x.data(), y.data(), regular, *this);
+    const std::size_t now = std::min(elements, kBlock), filled = (kLanes - now % kLanes) % kLanes;
+    x.read(left, a_dtype, now);
+    y.read(right, b_dtype, now);
+    const bool regular = all_finite(x.values, now) && all_finite(y.values, now);
+    if (has_ulps) add_ulps(left, right, a_dtype, now, x.values, y.values, regular, *this);
     std::size_t odd_ones = 0;
-    if (!regular) odd_ones = set_aside(x.data(), y.data(), now, *this);
-    equal += count_equal(x.data(), y.data(), now) - odd_ones;  // they are zeros by now, and counted already
-    add_block(x.data(), y.data(), now, *this);
-    within_one -= odd_ones;
-    within_five -= odd_ones;
+    if (!regular) {
+      x.own(now);
+      y.own(now);
+      odd_ones = set_aside(x.copy, y.copy, now, *this);
+    }
+    if (filled > 0) {  // neither side lies elsewhere then
+      std::fill_n(x.copy + now, filled, 0.0f);
+      std::fill_n(y.copy + now, filled, 0.0f);
+    }
+    add_block(x.values, y.values, now, filled, odd_ones, *this);
     finite += now - odd_ones;
     count += now;
     left += now * size_of(a_dtype);
@@ -192,29 +242,6 @@ void PairMeasure::add(const PairMeasure& next) {
   squared_distance += next.squared_distance;
   max_relative = std::max(max_relative, next.max_relative);
   for (std::size_t k = 0; k < kUlpBuckets; ++k) ulps[k] += next.ulps[k];
-}
-
-void PairMeasure::add_together(const void* a, DType a_dtype, const void* b, DType b_dtype,
-                               std::size_t elements) {
-  // The parts do not depend on the machine, so neither does the result.
-  constexpr std::size_t kPart = 1 << 18;
-  const std::size_t parts = (elements + kPart - 1) / kPart;
-  std::vector<PairMeasure> measures(parts);
-  const auto measure = [&](std::size_t first, std::size_t step) {
-    for (std::size_t part = first; part < parts; part += step) {
-      const std::size_t start = part * kPart;
-      measures[part].add(static_cast<const std::byte*>(a) + start * size_of(a_dtype), a_dtype,
-                         static_cast<const std::byte*>(b) + start * size_of(b_dtype), b_dtype,
-                         std::min(kPart, elements - start));
-    }
-  };
-  const std::size_t helpers =
-      std::min<std::size_t>({parts, 4, std::max(1u, std::thread::hardware_concurrency())});
-  std::vector<std::thread> threads;
-  for (std::size_t i = 1; i < helpers; ++i) threads.emplace_back(measure, i, helpers);
-  if (helpers > 0) measure(0, helpers);
-  for (std::thread& thread : threads) thread.join();
-  for (const PairMeasure& part : measures) add(part);
 }
 
 }  // namespace danceflux::align

@@ -216,7 +216,7 @@ Tensor GradientSync::reduced(std::size_t index) const {
   return sharded() ? bucket.sum.narrow(0, rank_ * length, length) : bucket.sum;
 }
 
-double GradientSync::finish() {
+void GradientSync::settle() {
   unfinished_ = 0;
   for (std::size_t b = 0; b < buckets_.size(); ++b) {
     Bucket& bucket = buckets_[b];
@@ -228,6 +228,10 @@ double GradientSync::finish() {
     if (ranks_ == 1 && !bucket.sum) bucket.sum = fresh(b);
   }
   land_all();
+}
+
+double GradientSync::finish() {
+  settle();
   std::vector<std::int64_t> chunks;
   std::int64_t own = 0;
   for (std::size_t b = 0; b < buckets_.size(); ++b) {

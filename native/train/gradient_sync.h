@@ -59,8 +59,11 @@ class GradientSync final : public nn::GradientKeeper, public std::enable_shared_
   void finished(nn::Parameter& parameter) override;
   void clear() override;
 
-  /// Sends what has not travelled yet, waits for all of it, and returns the sum of squares of all gradients:
-  /// the same bits on all ranks, for every sharding, and, when ordered, for every number of ranks.
+  /// Sends what has not travelled yet and waits for all of it. What finish() does first; ranks may do so
+  /// earlier, to look at gradients, whether others do or not.
+  void settle();
+  /// After settle(), returns the sum of squares of all gradients: the same bits on all ranks, for every
+  /// sharding, and, when ordered, for every number of ranks.
   double finish();
   /// After the step: gradients are zero again.
   void release();

@@ -59,6 +59,10 @@ std::vector<Tensor> Optimizer::gradients() const {
   return all;
 }
 
+void Optimizer::settle() {
+  if (sync_) sync_->settle();
+}
+
 StepReport Optimizer::step(double learning_rate, double clip_norm) {
   require(!swapped_, "ERR_OPTION",
           "optimizer: the running average is in the weights' place; swap it back first");

@@ -41,6 +41,8 @@ class Optimizer {
   /// This rank's share of what `sync` keeps. Every call below is then one that all ranks make, but save().
   Optimizer(std::shared_ptr<GradientSync> sync, const OptimizerOptions& options);
 
+  /// Gradients are whole after this: summed over samples and ranks. step() does it by itself.
+  void settle();
   /// Clips (clip_norm 0: not), updates weights and running average, zeroes the gradients.
   StepReport step(double learning_rate, double clip_norm);
   /// Exchanges weights and running average. Throws ERR_OPTION without one.
