@@ -37,3 +37,4 @@ foreach(main ${bench_mains})
 endforeach()
 
 add_subdirectory(${native_tests}/plugins ${PROJECT_BINARY_DIR}/test-plugins-build)
+include(cmake/ascend_double.cmake)
