@@ -104,6 +104,7 @@ enum : int {
   ACL_ERROR_RT_AICORE_TIMEOUT = 507014,
   ACL_ERROR_RT_AICORE_EXCEPTION = 507015,
   ACL_ERROR_RT_STREAM_SYNC_TIMEOUT = 507046,
+  ACL_ERROR_RT_FFTSPLUS_TIMEOUT = 507048,  // a collective that waited longer than HCCL_EXEC_TIMEOUT
 };
 // what aclnn answers
 enum : aclnnStatus {

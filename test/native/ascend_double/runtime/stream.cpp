@@ -86,6 +86,13 @@ std::string Stream::conflict(const Touch& touch) {
   return {};
 }
 
+std::string Stream::pending_named(const std::string& start) {
+  const std::scoped_lock lock(mutex_);
+  for (const Task& task : pending_)
+    if (task.name.rfind(start, 0) == 0) return task.name;
+  return {};
+}
+
 void Stream::serve() {
   std::unique_lock lock(mutex_);
   for (;;) {

@@ -55,6 +55,8 @@ class Stream {
   int error(std::string* text = nullptr);
   /// The name of a queued task that has not run and conflicts with this access; empty: none.
   std::string conflict(const Touch& touch);
+  /// The name of a task in the queue that begins like this; empty: none.
+  std::string pending_named(const std::string& start);
   /// Runs out what is queued and ends the thread.
   void close();
 
