@@ -21,7 +21,8 @@ target_include_directories(danceflux_test_support PRIVATE ${native_tests} ${PROJ
 target_compile_definitions(danceflux_test_support PRIVATE DANCEFLUX_FIXTURES="${PROJECT_SOURCE_DIR}/test/fixtures")
 danceflux_compile(danceflux_test_support)
 
-add_executable(danceflux_tests ${native_tests}/main.cpp ${test_sources} $<TARGET_OBJECTS:danceflux_test_support>)
+add_executable(danceflux_tests ${native_tests}/main.cpp ${test_sources} $<TARGET_OBJECTS:danceflux_test_support>
+  $<TARGET_OBJECTS:danceflux_ascend_host>)
 target_compile_definitions(danceflux_tests PRIVATE
   DANCEFLUX_FIXTURES="${PROJECT_SOURCE_DIR}/test/fixtures" DANCEFLUX_TEST_PLUGINS="${PROJECT_BINARY_DIR}/test-plugins")
 danceflux_add_program(danceflux_tests)
@@ -36,3 +37,4 @@ foreach(main ${bench_mains})
 endforeach()
 
 add_subdirectory(${native_tests}/plugins ${PROJECT_BINARY_DIR}/test-plugins-build)
+include(cmake/ascend_double.cmake)

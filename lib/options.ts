@@ -31,9 +31,26 @@ export interface CpuOptions {
   isa?: string;
 }
 
+/** Options of Ascend devices. */
+export interface AscendOptions {
+  /**
+   * To compare with another device: activations stay in f32 for weights of any dtype, and products keep all bits of their factors
+   * (`cubeMathType` 0). Slower, and takes twice the memory of bf16 activations. Default false.
+   */
+  parity?: boolean;
+  /**
+   * Wait for the device after every operator, so that a failure is told by the one that failed. Environment: `ASCEND_LAUNCH_BLOCKING`,
+   * default false.
+   */
+  launchBlocking?: boolean;
+  /** Planned operators (executors) to keep for reuse, 0 to 100000. Saves planning on the host where shapes repeat. Default 0. */
+  executorCache?: number;
+}
+
 export interface DeviceOptions extends CpuOptions {
   /** Default `strict`. The CPU is always strict. */
   determinism?: Determinism;
+  ascend?: AscendOptions;
   /** Of collectives among Ascend devices; ranks of a group may give them to `initGroup` as well. */
   hccl?: HcclOptions;
   /** Of collectives among CUDA devices. */
@@ -70,7 +87,13 @@ const KNOWN: Record<string, Record<string, Check>> = {
     determinism: DETERMINISM,
   },
   cuda: { determinism: DETERMINISM, ...collective("nccl") },
-  ascend: { determinism: DETERMINISM, ...collective("hccl") },
+  ascend: {
+    determinism: DETERMINISM,
+    "ascend.parity": oneOf(true, false),
+    "ascend.launchBlocking": oneOf(true, false),
+    "ascend.executorCache": integerFrom(0),
+    ...collective("hccl"),
+  },
 };
 
 function* flatten(options: object, prefix = ""): Generator<[string, unknown]> {
@@ -91,7 +114,9 @@ export function setDefaultDeterminism(determinism: Determinism | undefined): Det
 }
 
 function withEnvironment(kind: string, options: DeviceOptions): DeviceOptions {
-  if (kind !== "cpu") return options;
+  if (kind === "ascend" && process.env.ASCEND_LAUNCH_BLOCKING === "1")
+    return { ...options, ascend: { launchBlocking: true, ...options.ascend } };
+  if (kind !== "cpu") return { ...options };
   const { DANCEFLUX_THREADS: threads, DANCEFLUX_ISA: isa } = process.env;
   return { ...(threads ? { threads: Number(threads) } : {}), ...(isa ? { isa } : {}), ...options };
 }

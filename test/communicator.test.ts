@@ -179,6 +179,6 @@ describe("connecting", () => {
       device.handle.createCommunicator(options(0, 2, changes));
     expect(create({ rank: 2 })).toThrow(expect.objectContaining({ code: "ERR_OPTION" }));
     expect(create({ engineOptions: '{"x": 1}' })).toThrow(expect.objectContaining({ code: "ERR_OPTION" }));
-    expect(create({ engine: "hccl" })).toThrow(expect.objectContaining({ code: "ERR_PLUGIN_NOT_SHIPPED" }));
+    expect(create({ engine: "pigeon" })).toThrow(expect.objectContaining({ code: "ERR_PLUGIN_NOT_SHIPPED" }));
   });
 });

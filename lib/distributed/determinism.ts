@@ -85,6 +85,12 @@ export interface DeterminismGuarantee {
 const REPEATS = "the same program on the same devices gives the same bits";
 const RATIO = `${REPEATS}; the first policy ratio is exactly 1 at any batch`;
 
+const SAME_BATCH = `${REPEATS}; this CANN promises nothing of a row's batch (9 does): keep the batches of rollout and update equal`;
+
+/** Only CANN 9 and later have a level for it; the plugin's message begins with the version. */
+const isBatchConsistent = (name: string, message: string): boolean =>
+  name !== "ascend" || Number(/^CANN (\d+)\./.exec(message)?.[1] ?? 0) >= 9;
+
 /** What holds on each backend that was found. */
 export function guarantees(backends: readonly BackendReport[]): DeterminismGuarantee[] {
   return backends
@@ -95,7 +101,8 @@ export function guarantees(backends: readonly BackendReport[]): DeterminismGuara
       if (name === "cpu") return { backend: name, ready, levels: always(RATIO) };
       const known = name === "cuda" || name === "ascend";
       if (!known) return { backend: name, ready, levels: always("what the plugin says of itself") };
-      return { backend: name, ready, levels: { off: "none", "run-to-run": REPEATS, strict: RATIO } };
+      const strict = isBatchConsistent(name, message) ? RATIO : SAME_BATCH;
+      return { backend: name, ready, levels: { off: "none", "run-to-run": REPEATS, strict } };
     });
 }
 

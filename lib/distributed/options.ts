@@ -51,6 +51,11 @@ export interface HcclOptions {
   intraNodePcie?: boolean;
   /** RoCE between the devices of a host; wants `intraNodePcie: false`. Environment: `HCCL_INTRA_ROCE_ENABLE`, default false. */
   intraNodeRoce?: boolean;
+  /**
+   * A file that tells all ranks and their device addresses (JSON, see CANN's documentation); with it ranks do not meet through rank 0.
+   * Environment: `RANK_TABLE_FILE`, default none.
+   */
+  rankTable?: string;
   rdma?: HcclRdmaOptions;
 }
 
@@ -160,6 +165,7 @@ const DETERMINISTIC: Kind = {
 
 const INTERFACE = text(/^[\^=]*[\w.:-]+(,[\w.:-]+)*$/, "network interfaces such as eth0 or =eth0,eth1");
 const PLAN = (example: string) => text(/^[\w^:;,/ &=.-]+$/, `a text such as ${example}`);
+const PATH = text(/^[^\0\n]+$/, "a path");
 const SECONDS = "s";
 
 const row = (
@@ -190,6 +196,7 @@ const HCCL: readonly OptionRow[] = [
   row("whitelistDisable", "HCCL_WHITELIST_DISABLE", "variable", "", "true", SWITCH),
   row("intraNodePcie", "HCCL_INTRA_PCIE_ENABLE", "variable", "", "true", SWITCH),
   row("intraNodeRoce", "HCCL_INTRA_ROCE_ENABLE", "variable", "", "false", SWITCH),
+  row("rankTable", "RANK_TABLE_FILE", "field", "", "none", PATH),
   row("rdma.trafficClass", "HCCL_RDMA_TC", "field", "", "132", whole(0, 252, 4)),
   row("rdma.serviceLevel", "HCCL_RDMA_SL", "field", "", "4", whole(0, 7)),
   row("rdma.timeout", "HCCL_RDMA_TIMEOUT", "variable", "4.096 us * 2^t", "20", whole(5, 20)),

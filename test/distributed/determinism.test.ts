@@ -54,6 +54,16 @@ describe("the table", () => {
     expect(found[1]!.levels.off).toBe("none");
     expect(found[2]!.levels.strict).toBe("not usable here: no driver");
   });
+
+  it("promises a row's independence of its batch from CANN 9 on only", () => {
+    const strict = (message: string) =>
+      guarantees([{ ...report("ascend", "READY"), message }])[0]!.levels.strict;
+    expect(strict("CANN 9.0.0, Ascend910B2")).toContain("ratio is exactly 1 at any batch");
+    for (const message of ["CANN 8.1.RC1, Ascend910B2", "CANN acl 1.13.0, Ascend910B2"]) {
+      expect(strict(message)).toContain("gives the same bits");
+      expect(strict(message)).toContain("promises nothing of a row's batch");
+    }
+  });
 });
 
 describe("danceflux doctor --explain determinism", () => {

@@ -138,6 +138,5 @@ TEST("communicator: options") {
   refuse("ERR_OPTION", "shared-memory", {0, 2, 1, R"({"slotKiB": 63})"});
   refuse("ERR_OPTION", "shared-memory", {0, 2, 1, R"({"folder": "here"})"});
   refuse("ERR_OPTION", "../x", {0, 2, 1, "{}"});
-  refuse("ERR_PLUGIN_NOT_SHIPPED", "hccl", {0, 2, 1, "{}"});
   refuse("ERR_PLUGIN_NOT_SHIPPED", "carrier_pigeon", {0, 2, 1, "{}"});
 }

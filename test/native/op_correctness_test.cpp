@@ -57,8 +57,10 @@ TEST("ops: every device agrees with the reference backend") {
     if (row.size != Size::test) continue;
     const Columns wanted = forward_values(*reference, row);
     for (const auto& [name, device] : devices) {
-      const double allowed = forward_tolerance(row.family) + result_rounding(*device, row);
-      compare(complaints, row, name, forward_values(*device, row), wanted, allowed);
+      complaints.during(row.name + " on " + name, [&, &device = device, &name = name] {
+        const double allowed = forward_tolerance(row.family) + result_rounding(*device, row);
+        compare(complaints, row, name, forward_values(*device, row), wanted, allowed);
+      });
     }
   }
   complaints.finish();
@@ -69,15 +71,17 @@ TEST("ops: an image's result does not depend on the others in its batch") {
   for (const auto& [name, device] : test_devices()) {
     for (const OpCase& row : op_cases()) {
       if (row.size != Size::test) continue;
-      const auto inputs = make_inputs(*device, row);
-      const auto together = row.forward(inputs);
-      for (std::int64_t b = 0; b < batch_size(row); ++b) {
-        const auto alone = row.forward(image_of(row, inputs, b));
-        for (std::size_t i = 0; i < alone.size(); ++i) {
-          if (ops::to_host(alone[i]) == ops::to_host(together[i].narrow(0, b, 1))) continue;
-          complaints.add(row.name, " on ", name, ": expected the same bits for image ", b, " alone");
+      complaints.during(row.name + " on " + name, [&, &device = device, &name = name] {
+        const auto inputs = make_inputs(*device, row);
+        const auto together = row.forward(inputs);
+        for (std::int64_t b = 0; b < batch_size(row); ++b) {
+          const auto alone = row.forward(image_of(row, inputs, b));
+          for (std::size_t i = 0; i < alone.size(); ++i) {
+            if (ops::to_host(alone[i]) == ops::to_host(together[i].narrow(0, b, 1))) continue;
+            complaints.add(row.name, " on ", name, ": expected the same bits for image ", b, " alone");
+          }
         }
-      }
+      });
     }
   }
   complaints.finish();

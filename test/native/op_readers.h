@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "core/error.h"
 #include "op_cases.h"
 
 namespace danceflux::test {
@@ -29,6 +30,15 @@ class Complaints {
     if (count_ > kShown) return;
     text_ << "\n    ";
     (text_ << ... << parts);
+  }
+  /// Runs check(); an error of the engine inside is a complaint about `what`, and the others go on.
+  template <class Check>
+  void during(const std::string& what, const Check& check) {
+    try {
+      check();
+    } catch (const Error& error) {
+      add(what, ": ", error.code, ": ", error.what());
+    }
   }
   /// Fails the test when there are any.
   void finish() const;

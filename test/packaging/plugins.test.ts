@@ -28,7 +28,6 @@ describe.skipIf(!existsSync(plugins))("backends that are plugins, through the do
     expect(states).toMatchObject({
       cpu: "READY",
       cuda: "PLUGIN_NOT_SHIPPED",
-      ascend: "PLUGIN_NOT_SHIPPED",
       needy: "PLUGIN_LOAD_FAILED",
       old_abi: "PLUGIN_ABI",
       no_device: "NO_DEVICE",
@@ -37,6 +36,7 @@ describe.skipIf(!existsSync(plugins))("backends that are plugins, through the do
       twin: "READY",
       relay: "READY",
     });
+    expect(["NO_DEVICE", "READY"]).toContain(states.ascend);
     const needy = reports.find(({ name }) => name === "needy");
     expect(needy?.message).toContain("libdanceflux_fake_vendor.so.1, libdanceflux_fake_collectives.so.2");
   });

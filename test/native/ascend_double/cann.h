@@ -1,0 +1,157 @@
+// The part of the C ABI of CANN that the double answers, declared from its documentation and shared with nobody: a plugin
+// that declares a function differently is meant to fail here.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+using aclError = int;
+using aclnnStatus = std::int32_t;
+using aclrtStream = void*;
+using aclrtEvent = void*;
+using aclrtContext = void*;
+using HcclComm = void*;
+
+struct aclTensor;
+struct aclScalar;
+struct aclIntArray;
+struct aclFloatArray;
+struct aclBoolArray;
+struct aclTensorList;
+struct aclScalarList;
+struct aclOpExecutor;
+
+enum aclDataType : int {
+  ACL_DT_UNDEFINED = -1,
+  ACL_FLOAT = 0,
+  ACL_FLOAT16 = 1,
+  ACL_INT8 = 2,
+  ACL_INT32 = 3,
+  ACL_UINT8 = 4,
+  ACL_INT16 = 6,
+  ACL_UINT16 = 7,
+  ACL_UINT32 = 8,
+  ACL_INT64 = 9,
+  ACL_UINT64 = 10,
+  ACL_DOUBLE = 11,
+  ACL_BOOL = 12,
+  ACL_BF16 = 27,
+};
+
+enum aclFormat : int {
+  ACL_FORMAT_UNDEFINED = -1,
+  ACL_FORMAT_NCHW = 0,
+  ACL_FORMAT_NHWC = 1,
+  ACL_FORMAT_ND = 2,
+  ACL_FORMAT_NC1HWC0 = 3,
+  ACL_FORMAT_FRACTAL_Z = 4,
+  ACL_FORMAT_HWCN = 16,
+  ACL_FORMAT_NDHWC = 27,
+  ACL_FORMAT_FRACTAL_NZ = 29,
+  ACL_FORMAT_NCDHW = 30,
+  ACL_FORMAT_NC = 35,
+  ACL_FORMAT_NCL = 47,
+};
+
+enum aclrtMemcpyKind : int {
+  ACL_MEMCPY_HOST_TO_HOST = 0,
+  ACL_MEMCPY_HOST_TO_DEVICE = 1,
+  ACL_MEMCPY_DEVICE_TO_HOST = 2,
+  ACL_MEMCPY_DEVICE_TO_DEVICE = 3,
+  ACL_MEMCPY_DEFAULT = 4,
+  ACL_MEMCPY_HOST_TO_BUF_TO_DEVICE = 5,
+  ACL_MEMCPY_INNER_DEVICE_TO_DEVICE = 6,
+  ACL_MEMCPY_INTER_DEVICE_TO_DEVICE = 7,
+};
+
+enum : std::uint32_t {
+  ACL_EVENT_SYNC = 1,
+  ACL_EVENT_CAPTURE_STREAM_PROGRESS = 2,
+  ACL_EVENT_TIME_LINE = 8,
+  ACL_EVENT_EXTERNAL = 0x20,
+};
+
+enum aclSysParamOpt : int {
+  ACL_OPT_DETERMINISTIC = 0,
+  ACL_OPT_ENABLE_DEBUG_KERNEL = 1,
+  ACL_OPT_STRONG_CONSISTENCY = 2,
+  ACL_OPT_KERNEL_EARLY_START = 3,
+};
+
+// cubeMathType of the matrix ops
+enum : std::int8_t {
+  KEEP_DTYPE = 0,
+  ALLOW_FP32_DOWN_PRECISION = 1,
+  USE_FP16 = 2,
+  USE_HF32 = 3,
+  USE_FP32_ADD = 4,
+};
+
+// what the runtime answers
+enum : int {
+  ACL_SUCCESS = 0,
+  ACL_ERROR_INVALID_PARAM = 100000,
+  ACL_ERROR_UNINITIALIZE = 100001,
+  ACL_ERROR_REPEAT_INITIALIZE = 100002,
+  ACL_ERROR_RT_PARAM_INVALID = 107000,
+  ACL_ERROR_RT_INVALID_DEVICEID = 107001,
+  ACL_ERROR_RT_CONTEXT_NULL = 107002,
+  ACL_ERROR_RT_STREAM_CONTEXT = 107003,
+  ACL_ERROR_BAD_ALLOC = 200000,
+  ACL_ERROR_RT_FEATURE_NOT_SUPPORT = 207000,
+  ACL_ERROR_RT_MEMORY_ALLOCATION = 207001,
+  ACL_ERROR_RT_NO_EVENT_RESOURCE = 207007,
+  ACL_ERROR_RT_LOST_HEARTBEAT = 507010,
+  ACL_ERROR_RT_AICORE_TIMEOUT = 507014,
+  ACL_ERROR_RT_AICORE_EXCEPTION = 507015,
+  ACL_ERROR_RT_STREAM_SYNC_TIMEOUT = 507046,
+  ACL_ERROR_RT_FFTSPLUS_TIMEOUT = 507048,  // a collective that waited longer than HCCL_EXEC_TIMEOUT
+};
+// what aclnn answers
+enum : aclnnStatus {
+  ACLNN_ERR_PARAM_NULLPTR = 161001,
+  ACLNN_ERR_PARAM_INVALID = 161002,
+  ACLNN_ERR_RUNTIME_ERROR = 361001,
+  ACLNN_ERR_INNER = 561000,
+  ACLNN_ERR_INNER_TILING = 561002,
+  ACLNN_ERR_INNER_FIND_KERNEL = 561003,
+  ACLNN_ERR_INNER_CREATE_EXECUTOR = 561101,
+  ACLNN_ERR_INNER_NULLPTR = 561103,
+  ACLNN_ERR_INNER_OPP_PATH_NOT_FOUND = 561107,
+};
+
+enum HcclResult : int {
+  HCCL_SUCCESS = 0,
+  HCCL_E_PARA = 1,
+  HCCL_E_PTR = 2,
+  HCCL_E_MEMORY = 3,
+  HCCL_E_INTERNAL = 4,
+  HCCL_E_NOT_SUPPORT = 5,
+  HCCL_E_NOT_FOUND = 6,
+  HCCL_E_UNAVAIL = 7,
+  HCCL_E_SYSCALL = 8,
+  HCCL_E_TIMEOUT = 9,
+  HCCL_E_OPEN_FILE_FAILURE = 10,
+  HCCL_E_RUNTIME = 15,
+  HCCL_E_REMOTE = 21,
+};
+
+enum HcclDataType : int {
+  HCCL_DATA_TYPE_INT8 = 0,
+  HCCL_DATA_TYPE_INT16 = 1,
+  HCCL_DATA_TYPE_INT32 = 2,
+  HCCL_DATA_TYPE_FP16 = 3,
+  HCCL_DATA_TYPE_FP32 = 4,
+  HCCL_DATA_TYPE_INT64 = 5,
+  HCCL_DATA_TYPE_UINT64 = 6,
+  HCCL_DATA_TYPE_UINT8 = 7,
+  HCCL_DATA_TYPE_UINT16 = 8,
+  HCCL_DATA_TYPE_UINT32 = 9,
+  HCCL_DATA_TYPE_FP64 = 10,
+  HCCL_DATA_TYPE_BFP16 = 11,
+};
+
+enum HcclReduceOp : int { HCCL_REDUCE_SUM = 0, HCCL_REDUCE_PROD = 1, HCCL_REDUCE_MAX = 2, HCCL_REDUCE_MIN = 3 };
+
+struct HcclRootInfo {
+  char internal[4108];
+};
