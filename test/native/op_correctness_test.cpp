@@ -24,14 +24,6 @@ void compare(Complaints& complaints, const OpCase& row, const std::string& devic
   }
 }
 
-/// What rounding the results themselves may cost.
-double result_rounding(Backend& device, const OpCase& row) {
-  const auto results = row.forward(make_inputs(device, row));
-  double rounding = 0;
-  for (const Tensor& result : results) rounding = std::max(rounding, rounding_of(result.dtype()));
-  return rounding;
-}
-
 /// Image `b` of every batched input, the others as they are.
 std::vector<Tensor> image_of(const OpCase& row, std::span<const Tensor> inputs, std::int64_t b) {
   std::vector<Tensor> single;
