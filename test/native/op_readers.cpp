@@ -33,6 +33,16 @@ std::vector<std::function<TestDevice()>>& more_test_devices() {
   return all;
 }
 
+std::vector<OpCase> all_cases() {
+  std::vector<OpCase> rows = op_cases(), more = bf16_cases();
+  rows.insert(rows.end(), more.begin(), more.end());
+  return rows;
+}
+
+bool takes(Backend& device, const OpCase& row) {
+  return row.activations == DType::f32 || device.activation_dtype(row.activations) == row.activations;
+}
+
 void Complaints::finish() const {
   if (count_) throw Failure(std::to_string(count_) + " of them wrong:" + text_.str());
 }

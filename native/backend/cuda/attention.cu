@@ -1,6 +1,7 @@
-// Attention without a score matrix, for any head width up to 512, in f32 arithmetic: where there are neither tensor-core
-// kernels nor cuDNN for it. One warp works on a query; each lane has a key of the tile while scores are made, and some
-// columns of the head while values are added up. Keys come in their order, so nothing depends on the batch.
+// Attention without a score matrix, for any head width up to 512, in f32 arithmetic: where there are neither
+// tensor-core kernels nor cuDNN for it. One warp works on a query; each lane has a key of the tile while
+// scores are made, and some columns of the head while values are added up. Keys come in their order, so
+// nothing depends on the batch.
 #include "backend/cuda/attention.h"
 #include "backend/cuda/dnn.h"
 #include "core/error.h"
@@ -17,13 +18,15 @@ DF_DEVICE void load_tile(float* tile, const HeadRows<const T>& rows, std::int64_
                          std::int64_t first, std::int64_t count, int width) {
   for (int i = static_cast<int>(threadIdx.x); i < kWarp * width; i += kThreads) {
     const int row = i / width, column = i % width;
-    tile[row * (width + 1) + column] = first + row < count ? widen(rows.row(b, h, first + row)[column]) : 0.0f;
+    tile[row * (width + 1) + column] =
+        first + row < count ? widen(rows.row(b, h, first + row)[column]) : 0.0f;
   }
 }
 /// One row by one warp.
 template <class T>
 DF_DEVICE void load_row(float* to, const T* row, int width, bool inside) {
-  for (int i = static_cast<int>(threadIdx.x) % kWarp; i < width; i += kWarp) to[i] = inside ? widen(row[i]) : 0.0f;
+  for (int i = static_cast<int>(threadIdx.x) % kWarp; i < width; i += kWarp)
+    to[i] = inside ? widen(row[i]) : 0.0f;
 }
 DF_DEVICE float dot(const float* a, const float* b, int width) {
   float sum = 0;
@@ -63,8 +66,8 @@ __global__ void attention_forward(HeadRows<T> out, float* lse, HeadRows<const T>
     load_tile(tile, k, b, h, key, s.keys, width);
     __syncthreads();
     for (int n = 0; n < kPerWarp; ++n) {
-      const float x = score(dot(queries + n * width, tile + lane * (width + 1), width), s, bias, b, h, first + n,
-                            key + lane);
+      const float x = score(dot(queries + n * width, tile + lane * (width + 1), width), s, bias, b, h,
+                            first + n, key + lane);
       const float best = fmaxf(highest[n], fold_warp<Max>(x));
       const float base = best == -INFINITY ? 0.0f : best, shrink = expf(highest[n] - base);
       weight[n] = expf(x - base);
@@ -99,12 +102,15 @@ __global__ void attention_forward(HeadRows<T> out, float* lse, HeadRows<const T>
 
 /// delta [B, H, Lq] = sum over the head of dout * out; a warp for each.
 template <class T>
-__global__ void attention_delta(float* delta, HeadRows<const T> dout, HeadRows<const T> out, AttentionShape s) {
-  const std::int64_t i = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp, b = blockIdx.z, h = blockIdx.y;
+__global__ void attention_delta(float* delta, HeadRows<const T> dout, HeadRows<const T> out,
+                                AttentionShape s) {
+  const std::int64_t i = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp, b = blockIdx.z,
+                     h = blockIdx.y;
   if (i >= s.queries) return;
   const T *above = dout.row(b, h, i), *value = out.row(b, h, i);
   float sum = 0;
-  for (std::int64_t c = threadIdx.x % kWarp; c < s.width; c += kWarp) sum += widen(above[c]) * widen(value[c]);
+  for (std::int64_t c = threadIdx.x % kWarp; c < s.width; c += kWarp)
+    sum += widen(above[c]) * widen(value[c]);
   sum = fold_warp<Sum>(sum);
   if (threadIdx.x % kWarp == 0) delta[(b * s.heads + h) * s.queries + i] = sum;
 }
@@ -166,7 +172,7 @@ __global__ void attention_dkv(HeadRows<T> dk, HeadRows<T> dv, HeadRows<const T> 
   load_row(own_key, k.row(b, h, j), width, inside);
   load_row(own_value, v.row(b, h, j), width, inside);
   float key_sum[kColumns] = {}, value_sum[kColumns] = {};
-  const auto add = [&](float (&sum)[kColumns], float factor) {
+  const auto add = [&](float(&sum)[kColumns], float factor) {
     for (int n = 0; n < kWarp; ++n) {
       const float d = __shfl_sync(kAllLanes, factor, n);
       for (int c = 0; c < kColumns; ++c) {
@@ -271,9 +277,10 @@ Declined CudaBackend::attention(const Tensor& out, const Tensor& lse, const Tens
   return {};
 }
 
-Declined CudaBackend::attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout,
-                                         const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
-                                         const Tensor& v, const Tensor& bias, const AttentionArgs& args) {
+Declined CudaBackend::attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
+                                         const Tensor& dout, const Tensor& out, const Tensor& lse,
+                                         const Tensor& q, const Tensor& k, const Tensor& v,
+                                         const Tensor& bias, const AttentionArgs& args) {
   enter("attention_backward");
   if (auto declined = check_layout({&dq, &dk, &dv, &dout, &out, &q, &k, &v})) return declined;
   const AttentionShape s = attention_shape(q, k, args);

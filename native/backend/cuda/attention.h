@@ -28,8 +28,8 @@ struct ScoreBias {
 template <class T>
 ScoreBias<T> score_bias(const Tensor& x) {
   if (!x.defined()) return {};
-  return {static_cast<const T*>(x.address()), x.dim(0) == 1 ? 0 : x.strides()[0], x.strides()[1], x.strides()[2],
-          x.strides()[3]};
+  return {static_cast<const T*>(x.address()), x.dim(0) == 1 ? 0 : x.strides()[0], x.strides()[1],
+          x.strides()[2], x.strides()[3]};
 }
 
 struct AttentionShape {
@@ -44,6 +44,7 @@ inline AttentionShape attention_shape(const Tensor& q, const Tensor& k, const At
 
 /// By tensor cores; false: these shapes or layouts are not for them.
 bool attention_by_tensor_cores(CudaBackend& device, const Tensor& out, const Tensor& lse, const Tensor& q,
-                               const Tensor& k, const Tensor& v, const Tensor& bias, const AttentionArgs& args);
+                               const Tensor& k, const Tensor& v, const Tensor& bias,
+                               const AttentionArgs& args);
 
 }  // namespace danceflux::cuda

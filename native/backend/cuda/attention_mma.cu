@@ -1,6 +1,7 @@
-// Attention on tensor cores, bf16, after Dao, "FlashAttention-2" (2023): four warps of sixteen queries, keys in tiles of
-// 64 through shared memory, probabilities go from the accumulators of the first product straight into the operands of the
-// second. Tiles are fixed and keys come in order: a picture's bits do not depend on its batch.
+// Attention on tensor cores, bf16, after Dao, "FlashAttention-2" (2023): four warps of sixteen queries, keys
+// in tiles of 64 through shared memory, probabilities go from the accumulators of the first product straight
+// into the operands of the second. Tiles are fixed and keys come in order: a picture's bits do not depend on
+// its batch.
 #include "backend/cuda/attention.h"
 
 namespace danceflux::cuda {
@@ -13,7 +14,9 @@ constexpr int kPad = 8;
 DF_DEVICE std::uint32_t pack_bf16(float low, float high) {
   return std::uint32_t{narrow_to<Bf16>(low).bits} | std::uint32_t{narrow_to<Bf16>(high).bits} << 16;
 }
-DF_DEVICE std::uint32_t two_of(const Bf16* address) { return *reinterpret_cast<const std::uint32_t*>(address); }
+DF_DEVICE std::uint32_t two_of(const Bf16* address) {
+  return *reinterpret_cast<const std::uint32_t*>(address);
+}
 
 template <class Fold>
 DF_DEVICE float fold_quad(float value) {  // the four lanes that share a row
@@ -21,7 +24,8 @@ DF_DEVICE float fold_quad(float value) {  // the four lanes that share a row
   return Fold::join(value, __shfl_xor_sync(kAllLanes, value, 2));
 }
 
-/// A tile of keys as it lies, [64][W + 8], and the values turned, [W][64 + 8], so that two keys make one register.
+/// A tile of keys as it lies, [64][W + 8], and the values turned, [W][64 + 8], so that two keys make one
+/// register.
 template <int W>
 struct Tiles {
   Bf16 key[kKeys][W + kPad];
@@ -59,7 +63,8 @@ struct Walk {
     for (int step = 0; step < W / 16; ++step)
       for (int part = 0; part < 4; ++part) {
         const std::int64_t row = first + group + part % 2 * 8;
-        query[step][part] = row < queries ? two_of(q.row(b, h, row) + step * 16 + part / 2 * 8 + pair * 2) : 0u;
+        query[step][part] =
+            row < queries ? two_of(q.row(b, h, row) + step * 16 + part / 2 * 8 + pair * 2) : 0u;
       }
     for (int n = 0; n < W / 8; ++n)
       for (int i = 0; i < 4; ++i) total[n][i] = 0;
@@ -101,8 +106,8 @@ struct Walk {
     for (int step = 0; step < kKeys / 16; ++step) {
       const float(&low)[4] = s[2 * step];
       const float(&high)[4] = s[2 * step + 1];
-      const std::uint32_t p[4] = {pack_bf16(low[0], low[1]), pack_bf16(low[2], low[3]), pack_bf16(high[0], high[1]),
-                                  pack_bf16(high[2], high[3])};
+      const std::uint32_t p[4] = {pack_bf16(low[0], low[1]), pack_bf16(low[2], low[3]),
+                                  pack_bf16(high[0], high[1]), pack_bf16(high[2], high[3])};
       for (int n = 0; n < W / 8; ++n) {
         const Bf16* value = &tiles.value[n * 8 + group][step * 16 + pair * 2];
         mma_bf16(total[n], p, two_of(value), two_of(value + 8));
@@ -166,7 +171,8 @@ bool in_packs(const Tensor& x) {
 }  // namespace
 
 bool attention_by_tensor_cores(CudaBackend& device, const Tensor& out, const Tensor& lse, const Tensor& q,
-                               const Tensor& k, const Tensor& v, const Tensor& bias, const AttentionArgs& args) {
+                               const Tensor& k, const Tensor& v, const Tensor& bias,
+                               const AttentionArgs& args) {
   if (q.dtype() != DType::bf16) return false;
   for (const Tensor* each : {&out, &q, &k, &v})
     if (!in_packs(*each)) return false;

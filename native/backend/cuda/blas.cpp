@@ -94,8 +94,8 @@ struct Blas::Call {
 
   Call(const BlasFunctions& functions, const Product& p, bool tf32) : f(functions) {
     const bool fast = tf32 && p.kind.a_type == DType::f32;
-    check_blas(f.cublasLtMatmulDescCreate(&operation, fast ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F,
-                                          CUDA_R_32F),
+    check_blas(f.cublasLtMatmulDescCreate(
+                   &operation, fast ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUDA_R_32F),
                "cublasLtMatmulDescCreate", p);
     set(p, CUBLASLT_MATMUL_DESC_TRANSA, p.kind.a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
     set(p, CUBLASLT_MATMUL_DESC_TRANSB, p.kind.b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
@@ -135,8 +135,9 @@ struct Blas::Call {
                "cublasLtMatrixLayoutCreate", p);
     if (!p.kind.batched) return made;
     const auto count = static_cast<std::int32_t>(p.batches);
-    check_blas(f.cublasLtMatrixLayoutSetAttribute(made, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count),
-               "cublasLtMatrixLayoutSetAttribute", p);
+    check_blas(
+        f.cublasLtMatrixLayoutSetAttribute(made, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count),
+        "cublasLtMatrixLayoutSetAttribute", p);
     check_blas(f.cublasLtMatrixLayoutSetAttribute(made, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &step,
                                                   sizeof step),
                "cublasLtMatrixLayoutSetAttribute", p);
@@ -155,7 +156,8 @@ Blas::~Blas() {
   if (handle_) functions_->cublasLtDestroy(static_cast<cublasLtHandle_t>(handle_));
 }
 
-// The product as it would be with another number of rows, dense: what a strict algorithm is chosen and checked with.
+// The product as it would be with another number of rows, dense: what a strict algorithm is chosen and
+// checked with.
 static Product with_rows(Product product, std::int64_t rows) {
   product.n = rows;
   if (product.kind.b_transposed) product.ldb = std::max(product.ldb, (rows + 7) / 8 * 8);
@@ -182,7 +184,8 @@ bool Blas::choose(const Product& product, Algorithm& chosen) {
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, static_cast<std::uint32_t>(product.kind.b_alignment));
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, static_cast<std::uint32_t>(product.kind.d_alignment));
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, static_cast<std::uint32_t>(product.kind.d_alignment));
-  // Parts of a sum that are joined through memory in the order in which they come would be another sum each time.
+  // Parts of a sum that are joined through memory in the order in which they come would be another sum each
+  // time.
   std::uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_MASK;
   if (strict) schemes = CUBLASLT_REDUCTION_SCHEME_NONE;
   if (level == Determinism::run_to_run) schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
@@ -196,25 +199,24 @@ bool Blas::choose(const Product& product, Algorithm& chosen) {
   const auto takes = [&](const cublasLtMatmulAlgo_t& algo, const Product& other) {
     const Call probe(f, other, device_.options().tf32);
     cublasLtMatmulHeuristicResult_t result{};
-    return f.cublasLtMatmulAlgoCheck(static_cast<cublasLtHandle_t>(handle_), probe.operation, probe.a, probe.b,
-                                     probe.d, probe.d, &algo, &result) == CUBLAS_STATUS_SUCCESS &&
+    return f.cublasLtMatmulAlgoCheck(static_cast<cublasLtHandle_t>(handle_), probe.operation, probe.a,
+                                     probe.b, probe.d, probe.d, &algo, &result) == CUBLAS_STATUS_SUCCESS &&
            result.workspaceSize <= kWorkspace;
   };
   const auto whole_sums = [&](const cublasLtMatmulAlgo_t& algo) {
     std::int32_t split = 0;
     std::size_t written = 0;
-    check_blas(f.cublasLtMatmulAlgoConfigGetAttribute(&algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &split, sizeof split,
-                                                      &written),
+    check_blas(f.cublasLtMatmulAlgoConfigGetAttribute(&algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &split,
+                                                      sizeof split, &written),
                "cublasLtMatmulAlgoConfigGetAttribute", product);
     return split <= 1;
   };
   for (int i = 0; i < count; ++i) {
     if (results[i].state != CUBLAS_STATUS_SUCCESS) continue;
     const cublasLtMatmulAlgo_t& algo = results[i].algo;
-    if (strict &&
-        !(whole_sums(algo) && takes(algo, product) &&
-          std::all_of(std::begin(kProbes), std::end(kProbes),
-                      [&](std::int64_t rows) { return takes(algo, with_rows(product, rows)); })))
+    if (strict && !(whole_sums(algo) && takes(algo, product) &&
+                    std::all_of(std::begin(kProbes), std::end(kProbes),
+                                [&](std::int64_t rows) { return takes(algo, with_rows(product, rows)); })))
       continue;
     chosen.algo = algo;
     return true;
@@ -243,11 +245,11 @@ bool Blas::run(const Product& product) {
   if (!workspace_) workspace_ = device_.allocate(kWorkspace);
   const Call call(*functions_, product, device_.options().tf32);
   const float beta = product.kind.accumulate ? 1.0f : 0.0f;
-  check_blas(functions_->cublasLtMatmul(static_cast<cublasLtHandle_t>(handle_), call.operation, &product.alpha,
-                                        product.a, call.a, product.b, call.b, &beta, product.d, call.d, product.d,
-                                        call.d, &algorithm->algo, workspace_, kWorkspace,
-                                        device_.stream()),
-             "cublasLtMatmul", product);
+  check_blas(
+      functions_->cublasLtMatmul(static_cast<cublasLtHandle_t>(handle_), call.operation, &product.alpha,
+                                 product.a, call.a, product.b, call.b, &beta, product.d, call.d, product.d,
+                                 call.d, &algorithm->algo, workspace_, kWorkspace, device_.stream()),
+      "cublasLtMatmul", product);
   device_.launched();
   return true;
 }

@@ -1,8 +1,8 @@
 // Products of matrices by cuBLASLt, in its column-major terms, and the cache of how each is done.
 //
-// strict: every call of one class, whatever its number of rows, takes the same algorithm, which neither splits K nor
-// depends on how many rows there are; so a row's bits do not depend on its batch mates. run-to-run: the algorithm is a
-// function of the call's shape. Workspace is the caller's, one for the stream.
+// strict: every call of one class, whatever its number of rows, takes the same algorithm, which neither
+// splits K nor depends on how many rows there are; so a row's bits do not depend on its batch mates.
+// run-to-run: the algorithm is a function of the call's shape. Workspace is the caller's, one for the stream.
 #pragma once
 #include <compare>
 #include <map>
@@ -16,7 +16,8 @@ struct BlasFunctions;
 
 enum class Epilogue : std::uint8_t { none, bias, gelu, gelu_bias };
 
-/// Everything about a product that decides how it is done, but the number of columns of D (our rows) and of batches.
+/// Everything about a product that decides how it is done, but the number of columns of D (our rows) and of
+/// batches.
 struct ProductClass {
   DType a_type = DType::f32, b_type = DType::f32, d_type = DType::f32, bias_type = DType::f32;
   bool a_transposed = false, b_transposed = false, accumulate = false, batched = false;
@@ -26,8 +27,8 @@ struct ProductClass {
   auto operator<=>(const ProductClass&) const = default;
 };
 
-/// D [m, n] = alpha * op(A) [m, k] * op(B) [k, n] + beta * D, column-major, then the epilogue. With gelu, what goes into
-/// it is left in `aux`, of D's type.
+/// D [m, n] = alpha * op(A) [m, k] * op(B) [k, n] + beta * D, column-major, then the epilogue. With gelu,
+/// what goes into it is left in `aux`, of D's type.
 struct Product {
   ProductClass kind;
   std::int64_t n = 0, lda = 0, ldb = 0, ldd = 0, aux_ld = 0;

@@ -1,6 +1,8 @@
-// Convolution as a product with patches: where there is no cuDNN. B batch, C input channels, O output channels, h x w
-// pixels, kh x kw window. Image after image, so that an image's result does not depend on the others.
+// Convolution as a product with patches: where there is no cuDNN. B batch, C input channels, O output
+// channels, h x w pixels, kh x kw window. Image after image, so that an image's result does not depend on the
+// others.
 #include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/dnn.h"
 #include "backend/cuda/layout.h"
 #include "core/error.h"
 
@@ -10,9 +12,9 @@ namespace {
 constexpr int kThreads = 256;
 
 struct ConvShape {
-  std::int64_t channels, height, width;          // of x
-  std::int64_t window_height, window_width;      // kh, kw
-  std::int64_t out_height, out_width;            // oh, ow
+  std::int64_t channels, height, width;      // of x
+  std::int64_t window_height, window_width;  // kh, kw
+  std::int64_t out_height, out_width;        // oh, ow
   std::int64_t stride, pad_top, pad_left;
   std::int64_t patch() const { return channels * window_height * window_width; }
   std::int64_t pixels() const { return out_height * out_width; }
@@ -25,7 +27,8 @@ __global__ void image_to_columns(T* columns, const T* x, ConvShape s, std::int64
   if (i >= total) return;
   const std::int64_t column = i % s.out_width, row = i / s.out_width % s.out_height;
   const std::int64_t entry = i / (s.out_width * s.out_height), v = entry % s.window_width,
-                     u = entry / s.window_width % s.window_height, c = entry / (s.window_width * s.window_height);
+                     u = entry / s.window_width % s.window_height,
+                     c = entry / (s.window_width * s.window_height);
   const std::int64_t y = row * s.stride + u - s.pad_top, z = column * s.stride + v - s.pad_left;
   const bool inside = y >= 0 && y < s.height && z >= 0 && z < s.width;
   columns[i] = inside ? x[(c * s.height + y) * s.width + z] : narrow_to<T>(0.0f);
@@ -59,8 +62,8 @@ __global__ void add_channel_bias(T* out, const float* bias, std::int64_t pixels,
 }
 
 ConvShape shape_of(const Tensor& x, const Shape& weight, const Tensor& out, const ConvArgs& args) {
-  return {x.dim(1),   x.dim(2),    x.dim(3),    weight[2],    weight[3],
-          out.dim(2), out.dim(3),  args.stride, args.pad_top, args.pad_left};
+  return {x.dim(1),   x.dim(2),   x.dim(3),    weight[2],    weight[3],
+          out.dim(2), out.dim(3), args.stride, args.pad_top, args.pad_left};
 }
 
 /// The window is one pixel and nothing is skipped or padded: the image is its own patches.
@@ -96,9 +99,10 @@ void CudaBackend::conv2d(const Tensor& out, const Tensor& x, const Tensor& weigh
   const ConvShape s = shape_of(x, weight.shape(), out, args);
   const Tensor kernel = as_operand(weight.view({weight.dim(0), s.patch()}), x.dtype()), shift = dense(bias);
   Tensor columns;
+  const bool done = dnn_ && dnn_->conv(ConvPass::forward, x, kernel.view(weight.shape()), out, args);
   for (std::int64_t b = 0; b < x.dim(0); ++b) {
     const Tensor to = image_of(out, b);
-    matmul(to, kernel, patches_of(*this, x, b, s, columns), {}, {});
+    if (!done) matmul(to, kernel, patches_of(*this, x, b, s, columns), {}, {});
     enter("conv2d");
     if (!shift.defined()) continue;
     with_activation("conv2d", out.dtype(), [&](auto type) {
@@ -115,6 +119,7 @@ void CudaBackend::conv2d_backward_data(const Tensor& dx, const Tensor& dy, const
   if (dx.numel() == 0) return;
   const ConvShape s = shape_of(dx, weight.shape(), dy, args);
   const Tensor kernel = as_operand(weight.view({weight.dim(0), s.patch()}), dy.dtype());
+  if (dnn_ && dy.numel() > 0 && dnn_->conv(ConvPass::data, dx, kernel.view(weight.shape()), dy, args)) return;
   if (is_plain(s)) {
     for (std::int64_t b = 0; b < dx.dim(0); ++b)
       matmul(image_of(dx, b), kernel.transpose(0, 1), image_of(dy, b), {}, {});
@@ -140,6 +145,7 @@ void CudaBackend::conv2d_backward_weight(const Tensor& dweight, const Tensor& db
   const Tensor kernel = dweight.view({dweight.dim(0), s.patch()});
   if (dbias.defined()) reduce(ReduceOp::sum, dbias.view({1, dbias.dim(0), 1, 1}), dy);
   if (x.dim(0) == 0) return fill(dweight, 0);
+  if (dnn_ && dnn_->conv(ConvPass::weight, x, dweight, dy, args)) return;
   Tensor columns;
   for (std::int64_t b = 0; b < x.dim(0); ++b)
     matmul(kernel, image_of(dy, b), patches_of(*this, x, b, s, columns).transpose(0, 1), {},

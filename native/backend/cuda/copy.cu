@@ -50,8 +50,8 @@ __global__ void copy_flat(To* out, const From* x, std::int64_t total) {
   for (std::int64_t i = at; i < total; ++i) out[i] = Convert<To, From>::of(x[i]);
 }
 
-/// Matrices whose rows lie dense in `out` and whose columns lie dense in `x`: a square at a time, so that both sides are
-/// read and written along memory.
+/// Matrices whose rows lie dense in `out` and whose columns lie dense in `x`: a square at a time, so that
+/// both sides are read and written along memory.
 struct TransposeShape {
   std::int64_t rows, columns, out_step, x_step;
 };

@@ -70,7 +70,8 @@ void CudaBackend::launched() {
   if (options_.synchronous) check(cudaStreamSynchronize(stream_), op_);
 }
 
-// ---- memory -----------------------------------------------------------------------------------------------------------
+// ---- memory
+// -----------------------------------------------------------------------------------------------------------
 
 void* CudaBackend::allocate(std::size_t bytes) {
   enter("allocate");
@@ -83,8 +84,8 @@ void* CudaBackend::allocate(std::size_t bytes) {
     const MemoryStats stats = pool_->stats();
     throw Error("ERR_MEMORY",
                 "allocate: expected " + size_words(bytes) + " on " + name() + ", got none; " +
-                    size_words(stats.used) + " in use, " + size_words(stats.held) + " held, " + size_words(free) +
-                    " of " + size_words(total) + " free on the device",
+                    size_words(stats.used) + " in use, " + size_words(stats.held) + " held, " +
+                    size_words(free) + " of " + size_words(total) + " free on the device",
                 error.hint);
   }
 }
@@ -109,7 +110,8 @@ Tensor CudaBackend::dense(const Tensor& x) {
   return packed;
 }
 
-// ---- to and from the host -----------------------------------------------------------------------------------------------
+// ---- to and from the host
+// -----------------------------------------------------------------------------------------------
 
 void CudaBackend::upload(const Tensor& tensor, const void* host) {
   enter("upload");
@@ -135,7 +137,8 @@ void CudaBackend::synchronize() {
   wait_and_tell();
 }
 
-// ---- events ---------------------------------------------------------------------------------------------------------------
+// ---- events
+// ---------------------------------------------------------------------------------------------------------------
 
 Event CudaBackend::record() {
   enter("record");
@@ -156,7 +159,9 @@ void CudaBackend::wait(const Event& event) {
 }
 
 void CudaBackend::watch(std::weak_ptr<const std::function<void()>> alive) {
-  const auto same = [&](const auto& known) { return !known.owner_before(alive) && !alive.owner_before(known); };
+  const auto same = [&](const auto& known) {
+    return !known.owner_before(alive) && !alive.owner_before(known);
+  };
   if (std::none_of(watched_.begin(), watched_.end(), same)) watched_.push_back(std::move(alive));
 }
 

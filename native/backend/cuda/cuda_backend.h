@@ -1,8 +1,8 @@
-// A CUDA device: one stream, a caching pool, kernels of our own for what is bound by memory, cuBLASLt for products and
-// cuDNN, where it is there, for attention and convolution.
+// A CUDA device: one stream, a caching pool, kernels of our own for what is bound by memory, cuBLASLt for
+// products and cuDNN, where it is there, for attention and convolution.
 //
-// Activations are bf16 for weights in bf16 and f32 for all others. What is multiplied with bf16 activations is rounded to
-// bf16, what is multiplied with f32 activations is widened to f32.
+// Activations are bf16 for weights in bf16 and f32 for all others. What is multiplied with bf16 activations
+// is rounded to bf16, what is multiplied with f32 activations is widened to f32.
 #pragma once
 #include <functional>
 #include <memory>
@@ -22,9 +22,6 @@ namespace danceflux::cuda {
 class Blas;
 class Dnn;
 class Staging;
-
-
-
 
 class CudaBackend final : public Backend {
  public:
@@ -99,11 +96,13 @@ class CudaBackend final : public Backend {
   Declined group_norm_silu(const Tensor& out, const Tensor& mean, const Tensor& rstd, const Tensor& x,
                            const Tensor& weight, const Tensor& bias, const NormArgs& args) override;
 
-  // ---- for the rooms of this house ----------------------------------------------------------------------------------
+  // ---- for the rooms of this house
+  // ----------------------------------------------------------------------------------
   const Options& options() const { return options_; }
   int index() const { return index_; }
   cudaStream_t stream() const { return stream_; }
-  /// First line of everything that touches the device: makes it current for this thread, and the op known to errors.
+  /// First line of everything that touches the device: makes it current for this thread, and the op known to
+  /// errors.
   void enter(const char* op);
   /// Last line of whatever was put on the stream without launch().
   void launched();
@@ -112,7 +111,8 @@ class CudaBackend final : public Backend {
     start_kernel(stream_, grid, kernel, arguments...);
     launched();
   }
-  /// Told after every host wait: `alive` throws when work that the stream waited for has failed. Kept until it is gone.
+  /// Told after every host wait: `alive` throws when work that the stream waited for has failed. Kept until
+  /// it is gone.
   void watch(std::weak_ptr<const std::function<void()>> alive);
 
  private:
@@ -148,8 +148,8 @@ template <class Body>
 void with_activation(const char* op, DType dtype, const Body& body) {
   if (dtype == DType::f32) return body(float());
   if (dtype == DType::bf16) return body(Bf16());
-  throw Error("ERR_DTYPE", std::string(op) + ": expected activations in f32 or bf16, got " +
-                               std::string(name_of(dtype)));
+  throw Error("ERR_DTYPE",
+              std::string(op) + ": expected activations in f32 or bf16, got " + std::string(name_of(dtype)));
 }
 /// The same for everything a weight may be stored in.
 template <class Body>

@@ -1,7 +1,7 @@
-// What a kernel's source needs to be CUDA for nvcc and plain C++ for tests: with another compiler the same file is run
-// by an emulation of blocks, warps and barriers on the host (test/native/cuda), under sanitizers and against the op
-// table. So kernels keep to what stands here: thread and block numbers, shared memory, __syncthreads, shuffles of 32
-// lanes, and mma_bf16.
+// What a kernel's source needs to be CUDA for nvcc and plain C++ for tests: with another compiler the same
+// file is run by an emulation of blocks, warps and barriers on the host (test/native/cuda), under sanitizers
+// and against the op table. So kernels keep to what stands here: thread and block numbers, shared memory,
+// __syncthreads, shuffles of 32 lanes, and mma_bf16.
 #pragma once
 #include <cstdint>
 
@@ -47,8 +47,8 @@ DF_DEVICE unsigned char* dynamic_shared() {
   return danceflux_dynamic_shared;
 }
 
-/// D += A B for one warp, A [16, 16] and B [16, 8] in bf16, D in f32, in the layout of mma.m16n8k16. With group =
-/// lane / 4 and pair = lane % 4 a lane holds, two neighbours along K (or N, for D) to a register:
+/// D += A B for one warp, A [16, 16] and B [16, 8] in bf16, D in f32, in the layout of mma.m16n8k16. With
+/// group = lane / 4 and pair = lane % 4 a lane holds, two neighbours along K (or N, for D) to a register:
 ///   a[0]: row group, K 2 pair;  a[1]: row group + 8;  a[2], a[3]: the same rows, K 8 + 2 pair
 ///   b[0]: K 2 pair, column group;  b[1]: K 8 + 2 pair
 ///   d[0], d[1]: row group, columns 2 pair and 2 pair + 1;  d[2], d[3]: row group + 8
@@ -73,7 +73,8 @@ inline void mma_bf16(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b
 #endif
 
 #if !defined(DF_NO_KERNELS)
-// ---- sums over a warp and a block, in one fixed order --------------------------------------------------------------
+// ---- sums over a warp and a block, in one fixed order
+// --------------------------------------------------------------
 struct Sum {
   static DF_DEVICE float join(float a, float b) { return a + b; }
   static DF_DEVICE float none() { return 0.0f; }
@@ -91,8 +92,8 @@ DF_DEVICE float fold_warp(float value) {
   return value;
 }
 
-/// Every thread gets the whole; for blocks of a multiple of 32 threads, all of which must call. `parts` is shared memory
-/// for 32 floats; it may be used again at once.
+/// Every thread gets the whole; for blocks of a multiple of 32 threads, all of which must call. `parts` is
+/// shared memory for 32 floats; it may be used again at once.
 template <class Fold>
 DF_DEVICE float fold_block(float value, float* parts) {
   const unsigned warps = blockDim.x / kWarp, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;

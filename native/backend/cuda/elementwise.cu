@@ -12,7 +12,7 @@ constexpr int kThreads = 256;
 
 DF_DEVICE float unary_value(UnaryOp op, float x, float a, float b) {
   switch (op) {
-#define DF_CASE(name)  \
+#define DF_CASE(name) \
   case UnaryOp::name: \
     return name##_op::value(x, a, b);
     DANCEFLUX_CUDA_UNARY_OPS(DF_CASE)
@@ -22,7 +22,7 @@ DF_DEVICE float unary_value(UnaryOp op, float x, float a, float b) {
 }
 DF_DEVICE float unary_slope(UnaryOp op, float x, float a, float b) {
   switch (op) {
-#define DF_CASE(name)  \
+#define DF_CASE(name) \
   case UnaryOp::name: \
     return name##_op::slope(x, a, b);
     DANCEFLUX_CUDA_UNARY_OPS(DF_CASE)
@@ -32,7 +32,7 @@ DF_DEVICE float unary_slope(UnaryOp op, float x, float a, float b) {
 }
 DF_DEVICE float binary_value(BinaryOp op, float a, float b, float b_scale) {
   switch (op) {
-#define DF_CASE(name)   \
+#define DF_CASE(name)  \
   case BinaryOp::name: \
     return name##_op::value(a, b, b_scale);
     DANCEFLUX_CUDA_BINARY_OPS(DF_CASE)

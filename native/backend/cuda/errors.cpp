@@ -6,8 +6,8 @@
 
 namespace danceflux::cuda {
 
-// Errors up to here are about one call and leave the context as it was: bad arguments, no memory, not ready. What a
-// kernel did wrong, and what the hardware did, ends the context.
+// Errors up to here are about one call and leave the context as it was: bad arguments, no memory, not ready.
+// What a kernel did wrong, and what the hardware did, ends the context.
 bool is_lost(cudaError_t error) {
   switch (static_cast<int>(error)) {
     case 0:
@@ -24,7 +24,8 @@ bool is_lost(cudaError_t error) {
 }
 
 std::string words_for(cudaError_t error, const std::string& op) {
-  return op + ": expected a working device, got " + cudaGetErrorName(error) + ": " + cudaGetErrorString(error);
+  return op + ": expected a working device, got " + cudaGetErrorName(error) + ": " +
+         cudaGetErrorString(error);
 }
 
 void check(cudaError_t error, const std::string& op) {
@@ -32,9 +33,10 @@ void check(cudaError_t error, const std::string& op) {
     return;
   cudaGetLastError();  // or the next call would report it again
   if (!is_lost(error)) throw Error("ERR_CUDA", words_for(error, op));
-  throw Error("ERR_DEVICE_LOST", words_for(error, op),
-              "the error may belong to an earlier op: open the device with synchronous: true, which waits after each "
-              "one; a new process is needed to use this device again");
+  throw Error(
+      "ERR_DEVICE_LOST", words_for(error, op),
+      "the error may belong to an earlier op: open the device with synchronous: true, which waits after each "
+      "one; a new process is needed to use this device again");
 }
 
 std::string size_words(std::size_t bytes) {

@@ -1,8 +1,9 @@
-// The arithmetic of every kernel that is not a matrix product, one element or one pair at a time. Compiled by nvcc for
-// the device and by the host's compiler for tests, so that what a GPU computes is tested where there is none.
+// The arithmetic of every kernel that is not a matrix product, one element or one pair at a time. Compiled by
+// nvcc for the device and by the host's compiler for tests, so that what a GPU computes is tested where there
+// is none.
 //
-// Storage types hold bits only; all arithmetic is f32. nvcc is told not to contract a*b+c (CMakeLists.txt), so host and
-// device differ by nothing but their exp, tanh and erf.
+// Storage types hold bits only; all arithmetic is f32. nvcc is told not to contract a*b+c (CMakeLists.txt),
+// so host and device differ by nothing but their exp, tanh and erf.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -93,11 +94,14 @@ struct Rounded<F16> {
 #if defined(__CUDA_ARCH__)
     return {__half_as_ushort(__float2half_rn(value))};
 #else
-    const std::uint32_t bits = bits_of_float(value), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
-    const auto signed_bits = [sign](std::uint32_t rest) { return F16{static_cast<std::uint16_t>(sign | rest)}; };
+    const std::uint32_t bits = bits_of_float(value), sign = bits >> 16 & 0x8000u,
+                        magnitude = bits & 0x7fffffffu;
+    const auto signed_bits = [sign](std::uint32_t rest) {
+      return F16{static_cast<std::uint16_t>(sign | rest)};
+    };
     if (magnitude > 0x7f800000u) return signed_bits(0x7e00u);
     if (magnitude >= 0x47800000u) return signed_bits(0x7c00u);  // 2^16 and above
-    if (magnitude < 0x38800000u)                                // subnormal: adding 1/2 leaves it in the low bits
+    if (magnitude < 0x38800000u)  // subnormal: adding 1/2 leaves it in the low bits
       return signed_bits(bits_of_float(float_of_bits(magnitude) + 0.5f) - bits_of_float(0.5f));
     return signed_bits((magnitude + 0xfffu + (magnitude >> 13 & 1u) - (112u << 23)) >> 13);
 #endif
@@ -108,7 +112,8 @@ DF_BOTH T narrow_to(float value) {
   return Rounded<T>::of(value);
 }
 
-// ---- one argument, in the order of UnaryOp ------------------------------------------------------------------
+// ---- one argument, in the order of UnaryOp
+// ------------------------------------------------------------------
 // clang-format off
 #define DANCEFLUX_CUDA_UNARY_OPS(X) \
   X(affine) X(clamp) X(exp) X(log) X(sqrt) X(rsqrt) X(square) X(reciprocal) X(tanh) X(sigmoid) X(silu) \
@@ -168,9 +173,7 @@ struct sigmoid_op {
 };
 struct silu_op {
   static DF_BOTH float value(float x, float, float) { return x * sigmoid_of(x); }
-  static DF_BOTH float slope(float x, float, float) {
-    return sigmoid_of(x) * (1.0f + x * sigmoid_of(-x));
-  }
+  static DF_BOTH float slope(float x, float, float) { return sigmoid_of(x) * (1.0f + x * sigmoid_of(-x)); }
 };
 struct gelu_tanh_op {
   // (1 + tanh u) / 2 = sigmoid(2 u), which keeps its digits where tanh u is near -1.
@@ -193,7 +196,8 @@ struct quick_gelu_op {
   }
 };
 
-// ---- two arguments, in the order of BinaryOp ------------------------------------------------------------------
+// ---- two arguments, in the order of BinaryOp
+// ------------------------------------------------------------------
 struct add_op {
   static DF_BOTH float value(float a, float b, float b_scale) { return a + b_scale * b; }
 };
@@ -213,7 +217,8 @@ struct min_op {
   static DF_BOTH float value(float a, float b, float) { return fminf(a, b); }
 };
 
-// ---- rows and updates -------------------------------------------------------------------------------------------
+// ---- rows and updates
+// -------------------------------------------------------------------------------------------
 /// AdamW's numbers of one step, made from doubles on the host.
 struct AdamWStep {
   float gradient_scale, decay, beta2, one_minus_beta1, one_minus_beta2, root_correction2, eps, step_size;
@@ -233,8 +238,8 @@ struct Pair {
 };
 DF_BOTH Pair rotate(float x0, float x1, float c, float s) { return {x0 * c - x1 * s, x1 * c + x0 * s}; }
 
-/// dx of a norm: rstd * (weight * dy - dy_mean - normed * dy_normed_mean), the means over one row (or group) of
-/// weight * dy and of weight * dy * normed; dy_mean is 0 without a mean.
+/// dx of a norm: rstd * (weight * dy - dy_mean - normed * dy_normed_mean), the means over one row (or group)
+/// of weight * dy and of weight * dy * normed; dy_mean is 0 without a mean.
 DF_BOTH float norm_slope(float weighted_dy, float normed, float rstd, float dy_mean, float dy_normed_mean) {
   return rstd * (weighted_dy - dy_mean - normed * dy_normed_mean);
 }

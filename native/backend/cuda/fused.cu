@@ -81,7 +81,8 @@ Modulate<T> modulation(const Tensor& x, const Tensor& scale, const Tensor& shift
           x.dim(1)};
 }
 
-// ---- rope alone -----------------------------------------------------------------------------------------------------------
+// ---- rope alone
+// -----------------------------------------------------------------------------------------------------------
 
 template <class T>
 __global__ void rope_pairs(T* out, const T* x, const float* cos, const float* sin, Layout<2> layout,
@@ -99,7 +100,8 @@ __global__ void rope_pairs(T* out, const T* x, const float* cos, const float* si
   out[to + out_step] = narrow_to<T>(turned.second);
 }
 
-// ---- x + gate * y ---------------------------------------------------------------------------------------------------------
+// ---- x + gate * y
+// ---------------------------------------------------------------------------------------------------------
 
 struct Vectors {  // [B, D]
   std::int64_t row, step;
@@ -147,8 +149,8 @@ __global__ void gated_add_backward(float* parts, T* dy, const T* dout, const T* 
 
 }  // namespace
 
-Declined CudaBackend::modulated_norm(const Tensor& out, const Tensor& mean, const Tensor& rstd, const Tensor& x,
-                                     const Tensor& scale, const Tensor& shift, float eps) {
+Declined CudaBackend::modulated_norm(const Tensor& out, const Tensor& mean, const Tensor& rstd,
+                                     const Tensor& x, const Tensor& scale, const Tensor& shift, float eps) {
   enter("modulated_norm");
   with_activation("modulated_norm", x.dtype(), [&](auto type) {
     using T = decltype(type);
@@ -170,7 +172,8 @@ Declined CudaBackend::modulated_norm_backward(const Tensor& dx, const Tensor& ds
   return {};
 }
 
-Declined CudaBackend::gated_residual(const Tensor& out, const Tensor& x, const Tensor& gate, const Tensor& y) {
+Declined CudaBackend::gated_residual(const Tensor& out, const Tensor& x, const Tensor& gate,
+                                     const Tensor& y) {
   enter("gated_residual");
   const RowLayout<3> layout = rows_of<3>({&out, &x, &y});
   if (layout.rows.total == 0) return {};
@@ -206,12 +209,12 @@ Declined CudaBackend::gated_residual_backward(const Tensor& dgate, const Tensor&
   return {};
 }
 
-Declined CudaBackend::qk_norm_rope(const Tensor& out, const Tensor& rstd, const Tensor& x, const Tensor& weight,
-                                   const Tensor& cos, const Tensor& sin, float eps) {
+Declined CudaBackend::qk_norm_rope(const Tensor& out, const Tensor& rstd, const Tensor& x,
+                                   const Tensor& weight, const Tensor& cos, const Tensor& sin, float eps) {
   enter("qk_norm_rope");
   const Tensor scale = dense(weight), cosines = dense(cos), sines = dense(sin);
-  const Turn turn{scale.data<float>(), cosines.data<float>(), sines.data<float>(),
-                  x.dim(1),            x.dim(2),              x.dim(3) / 2};
+  const Turn turn{scale.data<float>(), cosines.data<float>(), sines.data<float>(), x.dim(1), x.dim(2),
+                  x.dim(3) / 2};
   with_activation("qk_norm_rope", x.dtype(), [&](auto type) {
     launch_normalize<decltype(type), false>(*this, out, {}, rstd, x, eps, turn);
   });
@@ -223,8 +226,8 @@ Declined CudaBackend::qk_norm_rope_backward(const Tensor& dx, const Tensor& dwei
                                             const Tensor& cos, const Tensor& sin) {
   enter("qk_norm_rope_backward");
   const Tensor scale = dense(weight), cosines = dense(cos), sines = dense(sin);
-  const Turn turn{scale.data<float>(), cosines.data<float>(), sines.data<float>(),
-                  x.dim(1),            x.dim(2),              x.dim(3) / 2};
+  const Turn turn{scale.data<float>(), cosines.data<float>(), sines.data<float>(), x.dim(1), x.dim(2),
+                  x.dim(3) / 2};
   with_activation("qk_norm_rope_backward", x.dtype(), [&](auto type) {
     using T = decltype(type);
     if (dweight) launch_column_sums<T, float>(*this, dweight, {}, x, dout, {}, rstd, 1, turn);
@@ -233,7 +236,8 @@ Declined CudaBackend::qk_norm_rope_backward(const Tensor& dx, const Tensor& dwei
   return {};
 }
 
-void CudaBackend::rope(const Tensor& out, const Tensor& x, const Tensor& cos, const Tensor& sin, bool inverse) {
+void CudaBackend::rope(const Tensor& out, const Tensor& x, const Tensor& cos, const Tensor& sin,
+                       bool inverse) {
   enter("rope");
   const Layout<2> layout = layout_of<2>({&out, &x}, 0, 3);
   const std::int64_t half = x.dim(3) / 2;
@@ -241,9 +245,9 @@ void CudaBackend::rope(const Tensor& out, const Tensor& x, const Tensor& cos, co
   const Tensor cosines = dense(cos), sines = dense(sin);
   with_activation("rope", x.dtype(), [&](auto type) {
     using T = decltype(type);
-    launch({.x = blocks_for(layout.total * half, kThreads), .threads = kThreads}, rope_pairs<T>, out.data<T>(),
-           x.data<T>(), cosines.data<float>(), sines.data<float>(), layout, x.dim(1), x.dim(2), half,
-           out.strides()[3], x.strides()[3], inverse ? -1.0f : 1.0f);
+    launch({.x = blocks_for(layout.total * half, kThreads), .threads = kThreads}, rope_pairs<T>,
+           out.data<T>(), x.data<T>(), cosines.data<float>(), sines.data<float>(), layout, x.dim(1), x.dim(2),
+           half, out.strides()[3], x.strides()[3], inverse ? -1.0f : 1.0f);
   });
 }
 

@@ -1,5 +1,5 @@
-// Where the elements of several tensors of one shape lie, as kernels see it: axes of size one dropped, neighbours that
-// lie in memory as one merged.
+// Where the elements of several tensors of one shape lie, as kernels see it: axes of size one dropped,
+// neighbours that lie in memory as one merged.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -51,7 +51,8 @@ struct Layout {
     if (count == 1) return;
     if (rank > 0) {
       bool one = true;
-      for (int k = 0; k < N; ++k) one = one && stride[k][rank - 1] == steps[static_cast<std::size_t>(k)] * count;
+      for (int k = 0; k < N; ++k)
+        one = one && stride[k][rank - 1] == steps[static_cast<std::size_t>(k)] * count;
       if (one) {
         size[rank - 1] *= count;
         for (int k = 0; k < N; ++k) stride[k][rank - 1] = steps[static_cast<std::size_t>(k)];
@@ -110,15 +111,16 @@ RowLayout<N> rows_of(const std::array<const Tensor*, N>& tensors) {
 }
 
 #if !defined(DF_NO_KERNELS)
-// ---- sixteen bytes at a time ----------------------------------------------------------------------------------------
+// ---- sixteen bytes at a time
+// ----------------------------------------------------------------------------------------
 template <class T>
 struct alignas(16) Pack {
   static constexpr int kCount = 16 / static_cast<int>(sizeof(T));
   T value[kCount];
 };
 
-/// One row of an operand. A pack's elements always go together, whether they can be read at once or not, so that which
-/// thread sums what does not depend on alignment.
+/// One row of an operand. A pack's elements always go together, whether they can be read at once or not, so
+/// that which thread sums what does not depend on alignment.
 template <class T>
 struct Row {
   T* base;
@@ -130,8 +132,7 @@ struct Row {
       const Pack<T> pack = *reinterpret_cast<const Pack<T>*>(base + at);
       for (int j = 0; j < Pack<T>::kCount; ++j) v[j] = widen(pack.value[j]);
     } else {
-      for (int j = 0; j < Pack<T>::kCount; ++j)
-        v[j] = at + j < width ? widen(base[(at + j) * step]) : absent;
+      for (int j = 0; j < Pack<T>::kCount; ++j) v[j] = at + j < width ? widen(base[(at + j) * step]) : absent;
     }
   }
   DF_DEVICE void store(std::int64_t at, const float (&v)[Pack<T>::kCount]) const {

@@ -1,6 +1,6 @@
-// The vendor's libraries, opened at run time: the plugin loads on a machine that has none of them, and says what is
-// missing. Looked for in the folders of DANCEFLUX_CUDA_LIBRARIES (colon separated; the lib folders of NVIDIA's wheels,
-// say) and then where the loader looks.
+// The vendor's libraries, opened at run time: the plugin loads on a machine that has none of them, and says
+// what is missing. Looked for in the folders of DANCEFLUX_CUDA_LIBRARIES (colon separated; the lib folders of
+// NVIDIA's wheels, say) and then where the loader looks.
 #pragma once
 #include <string>
 #include <vector>
@@ -8,10 +8,10 @@
 namespace danceflux::cuda {
 
 struct Library {
-  const char* what;                   // "cuBLASLt"
-  std::vector<const char*> sonames;   // the first that opens is taken
-  const char* brought_by;             // what to install
-  const char* without;                // what happens without it
+  const char* what;                  // "cuBLASLt"
+  std::vector<const char*> sonames;  // the first that opens is taken
+  const char* brought_by;            // what to install
+  const char* without;               // what happens without it
 };
 
 const Library& blas_library();

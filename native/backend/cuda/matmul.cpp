@@ -1,7 +1,7 @@
 // Products of matrices in row-major terms, and how they become cuBLASLt's. M, N, K matrix sizes.
 //
-// Row-major out [M, N] is column-major [N, M]: cuBLASLt's first operand is our b, its second our a, its m our N and its n
-// our M, the number of rows.
+// Row-major out [M, N] is column-major [N, M]: cuBLASLt's first operand is our b, its second our a, its m our
+// N and its n our M, the number of rows.
 #include <algorithm>
 #include <numeric>
 
@@ -27,8 +27,8 @@ Lines lines_of(const Tensor& x) {
   return {};
 }
 
-/// What pointers to lines are sure to be aligned to, whichever line they begin at: so that the kernel does not depend on
-/// where in a batch a matrix lies.
+/// What pointers to lines are sure to be aligned to, whichever line they begin at: so that the kernel does
+/// not depend on where in a batch a matrix lies.
 std::int64_t alignment_of(const Tensor& x, std::int64_t step) {
   std::int64_t bytes = std::gcd<std::int64_t>(16, step * static_cast<std::int64_t>(size_of(x.dtype())));
   for (int axis = 0; axis < x.rank() - 2; ++axis)
@@ -110,7 +110,8 @@ const void* moved(const void* address, std::int64_t elements, DType dtype) {
 }
 
 /// Over the leading axes: as many of them as one strided batch takes, the others one after the other.
-bool run_batches(Blas& blas, const Product& whole, const Tensor& out, const Tensor& left, const Tensor& right) {
+bool run_batches(Blas& blas, const Product& whole, const Tensor& out, const Tensor& left,
+                 const Tensor& right) {
   const Layout<3> batches = layout_of<3>({&out, &left, &right}, 0, out.rank() - 2);
   Product product = whole;
   std::int64_t outer = 1;
@@ -171,8 +172,9 @@ void CudaBackend::matmul(const Tensor& out, const Tensor& a, const Tensor& b, co
     if (run_batches(*blas_, product, out, left, right))
       return binary(BinaryOp::add, out, out, as_operand_vector(shift, out), 1);
   }
-  fail("ERR_CUDA", "matmul: expected cuBLASLt to have an algorithm, got none for ", name_of(dtype), " ", a.shape(),
-       " @ ", b.shape(), options_.determinism == Determinism::strict ? " that is batch-invariant" : "");
+  fail("ERR_CUDA", "matmul: expected cuBLASLt to have an algorithm, got none for ", name_of(dtype), " ",
+       a.shape(), " @ ", b.shape(),
+       options_.determinism == Determinism::strict ? " that is batch-invariant" : "");
 }
 
 /// `vector` in the dtype of `out`, seen in its shape.
@@ -190,13 +192,13 @@ Declined CudaBackend::linear_activation(UnaryOp op, const Tensor& out, const Ten
   enter("linear_activation");
   if (out.numel() == 0) return {};
   const Tensor columns = weight.transpose(0, 1);
-  // The epilogue's gelu is the tanh form. What goes into it is kept also where nothing is recorded: another epilogue
-  // might be another kernel, and rollout and update must run the same one.
+  // The epilogue's gelu is the tanh form. What goes into it is kept also where nothing is recorded: another
+  // epilogue might be another kernel, and rollout and update must run the same one.
   const Tensor before = pre.defined() ? pre : empty(out.shape(), out.dtype());
   const Lines to = lines_of(out), kept = lines_of(before);
-  const bool fits = op == UnaryOp::gelu_tanh && x.dim(-1) > 0 && !to.by_columns && to.readable && !kept.by_columns &&
-                    kept.readable && kept.step % 8 == 0 && keeps(out, alignment_of(out, to.step)) &&
-                    keeps(before, 16);
+  const bool fits = op == UnaryOp::gelu_tanh && x.dim(-1) > 0 && !to.by_columns && to.readable &&
+                    !kept.by_columns && kept.readable && kept.step % 8 == 0 &&
+                    keeps(out, alignment_of(out, to.step)) && keeps(before, 16);
   if (fits) {
     const DType dtype = product_dtype(out, x, columns);
     const Tensor left = as_operand(x, dtype), right = as_operand(columns, dtype);

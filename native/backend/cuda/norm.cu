@@ -27,9 +27,12 @@ struct Affine {
   }
 };
 
-const float* vector_of(const Tensor& x) { return x.defined() ? static_cast<const float*>(x.address()) : nullptr; }
+const float* vector_of(const Tensor& x) {
+  return x.defined() ? static_cast<const float*>(x.address()) : nullptr;
+}
 
-// ---- groups: statistics of fixed pieces, joined in their order -----------------------------------------------------------
+// ---- groups: statistics of fixed pieces, joined in their order
+// -----------------------------------------------------------
 
 constexpr int kThreads = 256;
 constexpr std::int64_t kPiece = 8192;
@@ -145,14 +148,15 @@ __global__ void channel_gradients(float* dweight, float* dbias, const float* sum
 
 template <class T>
 __global__ void group_backward(T* dx, const T* x, const T* dy, const float* mean, const float* rstd,
-                               const float* means, const float* weight, GroupShape shape, std::int64_t total) {
+                               const float* means, const float* weight, GroupShape shape,
+                               std::int64_t total) {
   const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= total) return;
   const std::int64_t channel = i / shape.pixels, group = channel / shape.channels_per_group;
   const float w = weight ? weight[channel % shape.channels] : 1.0f;
   const float normed = (widen(x[i]) - mean[group]) * rstd[group];
-  dx[i] = narrow_to<T>(
-      norm_slope(w * widen(dy[i]), normed, rstd[group], means[group * 2], means[group * 2 + 1]));
+  dx[i] =
+      narrow_to<T>(norm_slope(w * widen(dy[i]), normed, rstd[group], means[group * 2], means[group * 2 + 1]));
 }
 
 GroupShape shape_of(const Tensor& x, const NormArgs& args) {
@@ -199,20 +203,22 @@ void CudaBackend::norm_groups(const Tensor& out, const Tensor& mean, const Tenso
            rstd.data<float>(), parts.data<float>(), groups, pieces, size, args.eps);
     launch({.x = blocks_for(x.numel(), kThreads), .threads = kThreads},
            silu ? group_apply<T, true> : group_apply<T, false>, out.data<T>(),
-           static_cast<const T*>(x.address()), mean.data<float>(), rstd.data<float>(), affine, shape, x.numel());
+           static_cast<const T*>(x.address()), mean.data<float>(), rstd.data<float>(), affine, shape,
+           x.numel());
   });
 }
 
-Declined CudaBackend::group_norm_silu(const Tensor& out, const Tensor& mean, const Tensor& rstd, const Tensor& x,
-                                      const Tensor& weight, const Tensor& bias, const NormArgs& args) {
+Declined CudaBackend::group_norm_silu(const Tensor& out, const Tensor& mean, const Tensor& rstd,
+                                      const Tensor& x, const Tensor& weight, const Tensor& bias,
+                                      const NormArgs& args) {
   enter("group_norm_silu");
   norm_groups(out, mean, rstd, x, weight, bias, args, true);
   return {};
 }
 
-void CudaBackend::norm_backward(const Tensor& dx, const Tensor& dweight, const Tensor& dbias, const Tensor& dy,
-                                const Tensor& x, const Tensor& mean, const Tensor& rstd, const Tensor& weight,
-                                const NormArgs& args) {
+void CudaBackend::norm_backward(const Tensor& dx, const Tensor& dweight, const Tensor& dbias,
+                                const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& rstd,
+                                const Tensor& weight, const NormArgs& args) {
   enter("norm_backward");
   if (args.kind == NormKind::group)
     return norm_groups_backward(dx, dweight, dbias, dy, x, mean, rstd, weight, args);
@@ -233,8 +239,8 @@ void CudaBackend::norm_backward(const Tensor& dx, const Tensor& dweight, const T
 }
 
 void CudaBackend::norm_groups_backward(const Tensor& dx, const Tensor& dweight, const Tensor& dbias,
-                                       const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& rstd,
-                                       const Tensor& weight, const NormArgs& args) {
+                                       const Tensor& dy, const Tensor& x, const Tensor& mean,
+                                       const Tensor& rstd, const Tensor& weight, const NormArgs& args) {
   if (x.numel() == 0) {
     if (dweight) fill(dweight, 0);
     if (dbias) fill(dbias, 0);
@@ -246,8 +252,8 @@ void CudaBackend::norm_groups_backward(const Tensor& dx, const Tensor& dweight, 
   with_activation("norm_backward", x.dtype(), [&](auto type) {
     using T = decltype(type);
     const T *from = static_cast<const T*>(x.address()), *above = static_cast<const T*>(dy.address());
-    launch({.x = static_cast<unsigned>(all_channels), .threads = kThreads}, channel_sums<T>, sums.data<float>(),
-           from, above, mean.data<float>(), rstd.data<float>(), shape);
+    launch({.x = static_cast<unsigned>(all_channels), .threads = kThreads}, channel_sums<T>,
+           sums.data<float>(), from, above, mean.data<float>(), rstd.data<float>(), shape);
     launch({.x = blocks_for(groups, kThreads), .threads = kThreads}, group_means, means.data<float>(),
            sums.data<float>(), vector_of(scale), shape, groups);
     if (dweight || dbias) {

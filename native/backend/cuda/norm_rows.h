@@ -1,8 +1,8 @@
-// Norms along the last axis, and what is fused with them: one kernel forward and one backward, told by a small struct
-// what to do with a normalised element. Included by the .cu files that have such a struct.
+// Norms along the last axis, and what is fused with them: one kernel forward and one backward, told by a
+// small struct what to do with a normalised element. Included by the .cu files that have such a struct.
 //
-// A "twist" is what comes after the norm: y = twist(normed). It says how a pack of one row is twisted, and how a pack of
-// dy becomes the gradient of the normed ones.
+// A "twist" is what comes after the norm: y = twist(normed). It says how a pack of one row is twisted, and
+// how a pack of dy becomes the gradient of the normed ones.
 #pragma once
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/layout.h"
@@ -12,7 +12,8 @@ namespace danceflux::cuda {
 template <class T>
 constexpr int kPack = Pack<T>::kCount;
 
-// ---- forward ----------------------------------------------------------------------------------------------------------
+// ---- forward
+// ----------------------------------------------------------------------------------------------------------
 
 template <class T, int kTeam, bool kCentred, class Twist>
 __global__ void normalize_rows(T* out, float* mean, float* rstd, const T* x, RowLayout<2> layout, float eps,
@@ -60,13 +61,15 @@ void launch_normalize(CudaBackend& device, const Tensor& out, const Tensor& mean
   const RowLayout<2> layout = rows_of<2>({&out, &x});
   if (layout.rows.total == 0) return;
   const bool block = layout.width > 256;
-  device.launch({.x = blocks_for(layout.rows.total, block ? 1 : kRowBlock / kWarp), .threads = kRowBlock},
-                block ? normalize_rows<T, kRowBlock, kCentred, Twist> : normalize_rows<T, kWarp, kCentred, Twist>,
-                out.data<T>(), mean.defined() ? mean.data<float>() : nullptr, rstd.data<float>(),
-                static_cast<const T*>(x.address()), layout, eps, twist);
+  device.launch(
+      {.x = blocks_for(layout.rows.total, block ? 1 : kRowBlock / kWarp), .threads = kRowBlock},
+      block ? normalize_rows<T, kRowBlock, kCentred, Twist> : normalize_rows<T, kWarp, kCentred, Twist>,
+      out.data<T>(), mean.defined() ? mean.data<float>() : nullptr, rstd.data<float>(),
+      static_cast<const T*>(x.address()), layout, eps, twist);
 }
 
-// ---- dx ---------------------------------------------------------------------------------------------------------------
+// ---- dx
+// ---------------------------------------------------------------------------------------------------------------
 
 template <class T, int kTeam, bool kCentred, class Twist>
 __global__ void normalize_rows_backward(T* dx, const T* x, const T* dy, const float* mean, const float* rstd,
@@ -80,7 +83,8 @@ __global__ void normalize_rows_backward(T* dx, const T* x, const T* dy, const fl
   const Row<T> to{dx + offset[0], layout.step[0], layout.width, layout.packs};
   const Row<const T> from{x + offset[1], layout.step[1], layout.width, layout.packs};
   const Row<const T> above{dy + offset[2], layout.step[2], layout.width, layout.packs};
-  const float count = static_cast<float>(layout.width), scale = rstd[row], centre = kCentred ? mean[row] : 0.0f;
+  const float count = static_cast<float>(layout.width), scale = rstd[row],
+              centre = kCentred ? mean[row] : 0.0f;
   const std::int64_t first = Team::lane() * kPack<T>;
   float v[kPack<T>], d[kPack<T>], sum = 0, dot = 0;
   for (std::int64_t at = first; at < layout.width; at += kTeam * kPack<T>) {
@@ -116,7 +120,8 @@ void launch_normalize_backward(CudaBackend& device, const Tensor& dx, const Tens
                 kCentred ? mean.data<float>() : nullptr, rstd.data<float>(), layout, twist);
 }
 
-// ---- what belongs to columns: sums over rows of dy and of dy * normed ---------------------------------------------------
+// ---- what belongs to columns: sums over rows of dy and of dy * normed
+// ---------------------------------------------------
 
 constexpr std::int64_t kColumnChunk = 64;
 constexpr int kColumnThreads = 128;
@@ -128,7 +133,8 @@ __global__ void column_parts(float* parts, const T* x, const T* dy, const float*
   const std::int64_t i = std::int64_t{blockIdx.x} * kColumnThreads + threadIdx.x;
   if (i >= layout.width) return;
   const std::int64_t image = blockIdx.z, chunk = blockIdx.y;
-  const std::int64_t first = image * rows_per_image + chunk * kColumnChunk, end = (image + 1) * rows_per_image;
+  const std::int64_t first = image * rows_per_image + chunk * kColumnChunk,
+                     end = (image + 1) * rows_per_image;
   const std::int64_t last = first + kColumnChunk < end ? first + kColumnChunk : end;
   float with_normed = 0, plain = 0;
   for (std::int64_t row = first; row < last; ++row) {

@@ -14,7 +14,8 @@ Options Options::parse(const std::string& json) {
   } else if (level == "run-to-run") {
     options.determinism = Determinism::run_to_run;
   } else {
-    require(level == "strict", "ERR_OPTION", "option determinism: expected off, run-to-run or strict, got ", level);
+    require(level == "strict", "ERR_OPTION", "option determinism: expected off, run-to-run or strict, got ",
+            level);
   }
   options.tf32 = given.flag("tf32", false);
   options.synchronous = given.flag("synchronous", false);

@@ -1,5 +1,5 @@
-// Many elements to one. The order of every sum is a function of the shape alone; along a batch axis that is kept, no
-// result knows of its neighbours.
+// Many elements to one. The order of every sum is a function of the shape alone; along a batch axis that is
+// kept, no result knows of its neighbours.
 #include <limits>
 
 #include "backend/cuda/cuda_backend.h"
@@ -14,10 +14,10 @@ constexpr int kThreads = 256;
 constexpr std::int64_t kChunk = 64;
 
 struct Plan {
-  Layout<2> kept;     // of out and x
-  Layout<1> reduced;  // of x
-  std::int64_t chunk; // of a column; the whole of it when parts are not wanted
-  float scale;        // the whole is multiplied by it
+  Layout<2> kept;      // of out and x
+  Layout<1> reduced;   // of x
+  std::int64_t chunk;  // of a column; the whole of it when parts are not wanted
+  float scale;         // the whole is multiplied by it
 };
 
 template <class Fold, bool kSquares, class T>
@@ -44,7 +44,8 @@ __global__ void reduce_rows(float* out, const T* x, Plan plan) {
   if (Team::lane() == 0) out[offset[0]] = value * plan.scale;
 }
 
-/// A thread for each chunk of each result: results lie side by side. out is [chunks, results] when there are several.
+/// A thread for each chunk of each result: results lie side by side. out is [chunks, results] when there are
+/// several.
 template <class Fold, bool kSquares, class T>
 __global__ void reduce_columns(float* out, const T* x, Plan plan) {
   const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
@@ -118,7 +119,8 @@ void reduce_with(CudaBackend& device, ReduceOp op, const Tensor& out, const T* x
   }
 }
 
-// ---- softmax ------------------------------------------------------------------------------------------------------
+// ---- softmax
+// ------------------------------------------------------------------------------------------------------
 
 template <class T, int kTeam>
 __global__ void softmax_rows(T* out, const T* x, RowLayout<2> layout) {

@@ -59,7 +59,8 @@ void Staging::download(void* host, const void* from, std::size_t bytes, cudaStre
     const std::size_t count = std::min(kPiece, bytes - at);
     pieces_.reserve(kPieces);  // references stay good
     Piece& piece = next();
-    check(cudaMemcpyAsync(piece.memory, static_cast<const char*>(from) + at, count, cudaMemcpyDeviceToHost, stream),
+    check(cudaMemcpyAsync(piece.memory, static_cast<const char*>(from) + at, count, cudaMemcpyDeviceToHost,
+                          stream),
           "download");
     check(cudaEventRecord(piece.done, stream), "download");
     piece.used = true;

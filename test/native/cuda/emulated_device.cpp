@@ -24,7 +24,8 @@ constexpr std::size_t kStack = 256 * 1024;
 constexpr unsigned kLanes = 32;
 std::atomic<std::uint64_t> launch_count{0};
 
-// ---- going from one stack to another -----------------------------------------------------------------------------
+// ---- going from one stack to another
+// -----------------------------------------------------------------------------
 #if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 // What the calling convention wants kept; swapcontext would ask the kernel for the signal mask twice.
 extern "C" void danceflux_test_switch(void** save, void* load);
@@ -53,7 +54,8 @@ danceflux_test_switch:
 struct Context {
   void* top = nullptr;
   void prepare(unsigned char* stack, void (*entry)()) {
-    auto** slot = reinterpret_cast<void**>(reinterpret_cast<std::uintptr_t>(stack + kStack) & ~std::uintptr_t{15});
+    auto** slot =
+        reinterpret_cast<void**>(reinterpret_cast<std::uintptr_t>(stack + kStack) & ~std::uintptr_t{15});
     *--slot = nullptr;  // what a call would have left: aligns the entry's frame
     *--slot = reinterpret_cast<void*>(entry);
     for (int i = 0; i < 6; ++i) *--slot = nullptr;
@@ -94,7 +96,8 @@ void go(Context& from, Context& to, const void*, [[maybe_unused]] bool last) {
 }
 #endif
 
-// ---- a block -----------------------------------------------------------------------------------------------------
+// ---- a block
+// -----------------------------------------------------------------------------------------------------
 enum class State : std::uint8_t { ready, at_warp, at_block, done };
 
 struct Fiber {

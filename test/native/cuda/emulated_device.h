@@ -1,9 +1,10 @@
-// Blocks, warps and barriers on the host, so that kernels (native/backend/cuda/*.cu, compiled as plain C++) run where
-// there is no GPU: under sanitizers, against the op table. One block at a time; its threads are fibers that run until
-// their next barrier, in an order that differs from launch to launch, so that a missing barrier changes bits.
+// Blocks, warps and barriers on the host, so that kernels (native/backend/cuda/*.cu, compiled as plain C++)
+// run where there is no GPU: under sanitizers, against the op table. One block at a time; its threads are
+// fibers that run until their next barrier, in an order that differs from launch to launch, so that a missing
+// barrier changes bits.
 //
-// Stricter than the hardware: a barrier that only some threads of a block reach, or a shuffle that only some lanes of a
-// warp reach, fails, and shared memory begins as NaN.
+// Stricter than the hardware: a barrier that only some threads of a block reach, or a shuffle that only some
+// lanes of a warp reach, fails, and shared memory begins as NaN.
 #pragma once
 #include <cmath>
 #include <cstddef>
@@ -11,7 +12,6 @@
 #include <cstring>
 #include <functional>
 
-#include "emulated_launches.h"
 #include "stand_in/cuda_runtime_api.h"
 
 namespace emulated {
@@ -25,7 +25,8 @@ struct Place {
 /// Where the running fiber is.
 extern thread_local Place place;
 
-/// body() once per thread of every block. Throws what a body threw, and std::logic_error for barriers that do not meet.
+/// body() once per thread of every block. Throws what a body threw, and std::logic_error for barriers that do
+/// not meet.
 void run(unsigned x, unsigned y, unsigned z, unsigned threads, std::size_t shared_bytes,
          const std::function<void()>& body);
 unsigned char* dynamic_shared();
@@ -35,6 +36,9 @@ void warp_barrier();
 std::uint64_t exchange(std::uint64_t value, unsigned from);
 /// As mma.m16n8k16 with bf16 inputs; products summed in f32, K ascending.
 void mma_bf16(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1);
+
+/// Launches so far, of all threads of the process.
+std::uint64_t launches();
 
 template <class T>
 T exchanged(T value, unsigned from) {
@@ -48,7 +52,8 @@ T exchanged(T value, unsigned from) {
 
 }  // namespace emulated
 
-// ---- the words of the language --------------------------------------------------------------------------------------
+// ---- the words of the language
+// --------------------------------------------------------------------------------------
 #define __global__
 #define __device__
 #define __host__

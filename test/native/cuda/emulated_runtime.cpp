@@ -83,7 +83,9 @@ cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
   *free = *total - machine().taken;
   return note(cudaSuccess);
 }
-cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int) { return *pool = nullptr, note(cudaSuccess); }
+cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int) {
+  return *pool = nullptr, note(cudaSuccess);
+}
 cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return note(cudaSuccess); }
 cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, std::size_t) { return note(cudaSuccess); }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t) {
@@ -96,11 +98,15 @@ cudaError_t cudaMemsetAsync(void* address, int value, std::size_t bytes, cudaStr
   if (bytes) std::memset(address, value, bytes);
   return cudaSuccess;
 }
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return *stream = nullptr, note(cudaSuccess); }
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  return *stream = nullptr, note(cudaSuccess);
+}
 cudaError_t cudaStreamDestroy(cudaStream_t) { return note(cudaSuccess); }
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return ++machine().waits, note(cudaSuccess); }
 cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return note(cudaSuccess); }
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return *event = nullptr, note(cudaSuccess); }
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  return *event = nullptr, note(cudaSuccess);
+}
 cudaError_t cudaEventDestroy(cudaEvent_t) { return note(cudaSuccess); }
 cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return note(cudaSuccess); }
 cudaError_t cudaEventSynchronize(cudaEvent_t) { return note(cudaSuccess); }
@@ -110,15 +116,23 @@ cudaError_t cudaGetLastError() {
   emulated::last = cudaSuccess;
   return machine().sticky != cudaSuccess ? machine().sticky.load() : error;
 }
-cudaError_t cudaPeekAtLastError() { return machine().sticky != cudaSuccess ? machine().sticky.load() : emulated::last; }
+cudaError_t cudaPeekAtLastError() {
+  return machine().sticky != cudaSuccess ? machine().sticky.load() : emulated::last;
+}
 const char* cudaGetErrorName(cudaError_t error) {
   switch (error) {
-    case cudaSuccess: return "cudaSuccess";
-    case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
-    case cudaErrorNoDevice: return "cudaErrorNoDevice";
-    case cudaErrorInsufficientDriver: return "cudaErrorInsufficientDriver";
-    case cudaErrorIllegalAddress: return "cudaErrorIllegalAddress";
-    default: return "cudaError";
+    case cudaSuccess:
+      return "cudaSuccess";
+    case cudaErrorMemoryAllocation:
+      return "cudaErrorMemoryAllocation";
+    case cudaErrorNoDevice:
+      return "cudaErrorNoDevice";
+    case cudaErrorInsufficientDriver:
+      return "cudaErrorInsufficientDriver";
+    case cudaErrorIllegalAddress:
+      return "cudaErrorIllegalAddress";
+    default:
+      return "cudaError";
   }
 }
 const char* cudaGetErrorString(cudaError_t) { return "as planted by a test"; }

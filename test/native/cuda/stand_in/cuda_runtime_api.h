@@ -1,6 +1,6 @@
-// As much of the CUDA runtime as native/backend/cuda calls, on the host: memory is malloc, a stream runs at once. For
-// tests where there is no toolkit. Values are those of the toolkit (native/backend/cuda/vendor_values.cpp holds the two
-// together).
+// As much of the CUDA runtime as native/backend/cuda calls, on the host: memory is malloc, a stream runs at
+// once. For tests where there is no toolkit. Values are those of the toolkit
+// (native/backend/cuda/vendor_values.cpp holds the two together).
 #pragma once
 #include <cstddef>
 
