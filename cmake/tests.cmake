@@ -21,8 +21,10 @@ target_include_directories(danceflux_test_support PRIVATE ${native_tests} ${PROJ
 target_compile_definitions(danceflux_test_support PRIVATE DANCEFLUX_FIXTURES="${PROJECT_SOURCE_DIR}/test/fixtures")
 danceflux_compile(danceflux_test_support)
 
+include(cmake/cuda_emulation.cmake)
 add_executable(danceflux_tests ${native_tests}/main.cpp ${test_sources} $<TARGET_OBJECTS:danceflux_test_support>
-  $<TARGET_OBJECTS:danceflux_ascend_host>)
+  $<TARGET_OBJECTS:danceflux_ascend_host> $<TARGET_OBJECTS:danceflux_cuda_emulated>)
+add_dependencies(danceflux_tests danceflux_fake_cublaslt danceflux_fake_nccl danceflux_fake_cudnn)
 target_compile_definitions(danceflux_tests PRIVATE
   DANCEFLUX_FIXTURES="${PROJECT_SOURCE_DIR}/test/fixtures" DANCEFLUX_TEST_PLUGINS="${PROJECT_BINARY_DIR}/test-plugins")
 danceflux_add_program(danceflux_tests)

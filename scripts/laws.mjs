@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import { filesBelow, inRoot } from "./common.mjs";
 
 const read = (path) => readFileSync(inRoot(path), "utf8");
-const cpp = filesBelow("native", (path) => /\.(h|cpp)$/.test(path));
+const cpp = filesBelow("native", (path) => /\.(h|cpp|cu)$/.test(path));
 const tests = filesBelow("test", (path) => /\.(h|cpp|ts|mjs)$/.test(path) && !path.includes("/fixtures/"));
 const ts = filesBelow("lib", (path) => path.endsWith(".ts"));
 const rest = [...filesBelow("bench"), ...filesBelow("scripts"), ...filesBelow("cmake")].filter((path) =>
@@ -98,7 +98,7 @@ for (const path of [...cpp, ...ts, ...tests, ...rest]) {
   const lines = read(path).split("\n");
   if (lines.length > maxFile + 1)
     breach(path, 0, `expected at most ${maxFile} lines, got ${lines.length - 1}`);
-  if (!/\.(cpp|ts|mjs)$/.test(path)) continue;
+  if (!/\.(cpp|cu|ts|mjs)$/.test(path)) continue;
   // Definitions at the outer level begin and end in the first column; describe() blocks of tests hold many.
   let start = -1;
   for (const [index, line] of lines.entries()) {

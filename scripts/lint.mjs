@@ -7,7 +7,7 @@ const write = process.argv.includes("--write");
 ensureInstalled();
 
 const sources = ["native", "test/native", "cmake"].flatMap((folder) =>
-  filesBelow(folder, (path) => /\.(h|cpp)$/.test(path)),
+  filesBelow(folder, (path) => /\.(h|cpp|cu)$/.test(path)),
 );
 let failed = 0;
 const check = (name, status) => {

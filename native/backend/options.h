@@ -19,8 +19,8 @@ class DeviceOptions {
   /// (absent) and objects.
   static DeviceOptions parse(std::string_view json);
 
-  /// Throws ERR_OPTION naming the first option that is not in `known`, and what is. "hccl.*" stands for all
-  /// whose name begins with "hccl.".
+  /// Throws ERR_OPTION naming the first option that is not in `known`, and what is. "nccl.*" there is every
+  /// option whose name begins with "nccl.".
   void allow_only(std::string_view backend, std::initializer_list<std::string_view> known) const;
 
   /// The value, or `absent`. Throws ERR_OPTION when it is of another kind.

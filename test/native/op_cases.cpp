@@ -28,6 +28,19 @@ constexpr Tolerance kTolerances[] = {
     {2e-6, 0},     // update
 };
 
+/// Of bf16 activations, whose last place is 2^-8: one rounding of the result; two where an op has one inside
+/// (probabilities of attention) or a row two ops; a gradient is a chain of some more, each result rounded.
+constexpr Tolerance kBf16Tolerances[] = {
+    {0, 0x1p-7},       // exact
+    {0x1p-7, 0x1p-6},  // elementwise
+    {0x1p-7, 0x1p-5},  // reduce: a softmax's slope is a difference of nearly equal terms, one of them rounded
+    {0x1p-6, 0x1p-6},  // matmul
+    {0x1p-6, 0x1p-5},  // norm
+    {0x1p-6, 0x1p-5},  // attention
+    {0x1p-7, 0x1p-6},  // conv
+    {0, 0},            // update: not of activations
+};
+
 std::uint64_t seed_of(const std::string& text) {
   std::uint64_t hash = 14695981039346656037u;  // FNV-1a
   for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211u;
@@ -46,7 +59,7 @@ double uniform(std::uint64_t& state) {
   return (static_cast<double>(next_random(state) >> 11) + 0.5) * 0x1p-53;
 }
 
-Tensor make_input(Backend& device, const OpInput& input, const std::string& seed) {
+Tensor make_input(Backend& device, const OpInput& input, const std::string& seed, DType activations) {
   const std::int64_t count = input.shape.numel();
   if (input.fill == Fill::ids) return ops::from_host(device, input.shape, id_list(count, input.bound));
   std::vector<float> values;
@@ -57,7 +70,10 @@ Tensor make_input(Backend& device, const OpInput& input, const std::string& seed
     std::uint64_t state = seed_of(seed);
     for (std::int64_t i = 0; i < count; ++i) values.push_back(static_cast<float>(0.1 + 2 * uniform(state)));
   }
-  return ops::from_host(device, input.shape, values, input.dtype);
+  if (activations != DType::bf16 || input.vector)
+    return ops::from_host(device, input.shape, values, input.dtype);
+  for (float& value : values) value = bf16_to_f32(f32_to_bf16(value));
+  return ops::from_host(device, input.shape, values, device.activation_dtype(DType::bf16));
 }
 
 }  // namespace
@@ -82,14 +98,18 @@ std::vector<std::int32_t> id_list(std::int64_t count, std::int32_t bound) {
 std::vector<Tensor> make_inputs(Backend& device, const OpCase& row) {
   std::vector<Tensor> inputs;
   for (std::size_t i = 0; i < row.inputs.size(); ++i) {
-    inputs.push_back(make_input(device, row.inputs[i], row.name + "/" + std::to_string(i)));
+    inputs.push_back(make_input(device, row.inputs[i], row.name + "/" + std::to_string(i), row.activations));
   }
   return inputs;
 }
 
-double forward_tolerance(Family family) { return kTolerances[static_cast<std::size_t>(family)].forward; }
-
-double gradient_tolerance(Family family) { return kTolerances[static_cast<std::size_t>(family)].gradient; }
+static const Tolerance& tolerance(Family family, DType activations) {
+  return (activations == DType::bf16 ? kBf16Tolerances : kTolerances)[static_cast<std::size_t>(family)];
+}
+double forward_tolerance(Family family, DType activations) { return tolerance(family, activations).forward; }
+double gradient_tolerance(Family family, DType activations) {
+  return tolerance(family, activations).gradient;
+}
 
 double rounding_of(DType dtype) { return dtype == DType::bf16 ? 0x1p-7 : dtype == DType::f16 ? 0x1p-10 : 0; }
 
@@ -114,6 +134,23 @@ std::vector<OpCase> op_cases() {
        {add_shape_rows, add_elementwise_rows, add_reduce_rows, add_matmul_rows, add_norm_rows, add_image_rows,
         add_attention_rows, add_fused_rows, add_update_rows, add_bench_rows}) {
     add(rows);
+  }
+  return rows;
+}
+
+std::vector<OpCase> bf16_cases() {
+  std::vector<OpCase> rows;
+  for (OpCase row : op_cases()) {
+    // Rows of stored weights are about those, updates about f32 state.
+    const bool plain = std::all_of(row.inputs.begin(), row.inputs.end(), [](const OpInput& input) {
+      return input.dtype == DType::f32 || input.dtype == DType::i32;
+    });
+    if (!plain || row.family == Family::update || row.name.starts_with("cast ") ||
+        row.name.starts_with("copy"))
+      continue;
+    row.activations = DType::bf16;
+    row.name += ", bf16";
+    rows.push_back(std::move(row));
   }
   return rows;
 }

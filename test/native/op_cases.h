@@ -25,6 +25,7 @@ struct OpInput {
   float scale = 1, shift = 0;
   std::int32_t bound = 0;  // ids only
   bool gradient = true;
+  bool vector = false;   // f32 whatever the activations are: biases, weights of norms, tables, state
   bool batched = false;  // axis 0 counts images, whose results may not depend on each other
 };
 
@@ -50,10 +51,14 @@ struct OpCase {
   double bytes = 0;  // read and written by one forward
   Size size = Size::test;
   bool differentiable = true;
+  DType activations = DType::f32;  // bf16: inputs that are not vectors, on devices that keep them so
 };
 
 /// Every row.
 std::vector<OpCase> op_cases();
+/// The rows again with bf16 activations, where that makes sense. A device that keeps none gets the same
+/// rounded numbers in f32: an oracle that rounds nothing in between.
+std::vector<OpCase> bf16_cases();
 
 /// The same numbers on every device (stored dtypes are rounded before).
 std::vector<Tensor> make_inputs(Backend& device, const OpCase& row);
@@ -64,8 +69,8 @@ std::vector<float> normal_stream(const std::string& seed, std::int64_t count);
 
 /// The greatest |got - wanted| / (|wanted| + rms(wanted)) that f32 arithmetic may leave, by family; 0: no bit
 /// may differ. Stored bf16 and f16 weights are the same numbers on both sides, so they earn no more.
-double forward_tolerance(Family family);
-double gradient_tolerance(Family family);
+double forward_tolerance(Family family, DType activations = DType::f32);
+double gradient_tolerance(Family family, DType activations = DType::f32);
 /// A result that is itself rounded to bf16 or f16 may differ by one unit in its last place.
 double rounding_of(DType dtype);
 /// That error of `got`. Infinite when one is not finite and the other is.

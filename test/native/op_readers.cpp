@@ -1,5 +1,6 @@
 #include "op_readers.h"
 
+#include <algorithm>
 #include <cstdlib>
 
 #include "backend/cpu/isa_select.h"
@@ -23,7 +24,23 @@ std::vector<TestDevice> test_devices() {
     const std::string name = isa.name;
     devices.push_back({"cpu/" + name, open_backend("cpu", 0, "{\"threads\": 2, \"isa\": \"" + name + "\"}")});
   }
+  for (const auto& open : more_test_devices()) devices.push_back(open());
   return devices;
+}
+
+std::vector<std::function<TestDevice()>>& more_test_devices() {
+  static std::vector<std::function<TestDevice()>> all;
+  return all;
+}
+
+std::vector<OpCase> all_cases() {
+  std::vector<OpCase> rows = op_cases(), more = bf16_cases();
+  rows.insert(rows.end(), more.begin(), more.end());
+  return rows;
+}
+
+bool takes(Backend& device, const OpCase& row) {
+  return row.activations == DType::f32 || device.activation_dtype(row.activations) == row.activations;
 }
 
 void Complaints::finish() const {
@@ -41,6 +58,13 @@ Columns forward_values(Backend& device, const OpCase& row) {
   Columns columns;
   for (const Tensor& result : row.forward(inputs)) columns.push_back(values_of(result));
   return columns;
+}
+
+double result_rounding(Backend& device, const OpCase& row) {
+  const auto results = row.forward(make_inputs(device, row));
+  double rounding = 0;
+  for (const Tensor& result : results) rounding = std::max(rounding, rounding_of(result.dtype()));
+  return rounding;
 }
 
 Tensor seed_for(const OpCase& row, std::size_t output, const Tensor& result) {

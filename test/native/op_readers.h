@@ -1,5 +1,6 @@
 // What the readers of the op table share: the devices under test, and running a row on one.
 #pragma once
+#include <functional>
 #include <memory>
 #include <sstream>
 #include <string>
@@ -15,11 +16,18 @@ struct TestDevice {
   std::shared_ptr<Backend> device;
 };
 
-/// The CPU once for each instruction set of this machine; or the one backend that DANCEFLUX_TEST_BACKEND
-/// names ("cuda:0").
+/// The CPU once for each instruction set of this machine, and more_test_devices(); or the one backend that
+/// DANCEFLUX_TEST_BACKEND names ("cuda:0").
 std::vector<TestDevice> test_devices();
+/// Opens of further devices that a test program brings, known before its tests run.
+std::vector<std::function<TestDevice()>>& more_test_devices();
 /// "name" or "name:index"
 std::shared_ptr<Backend> open_by_name(const std::string& name);
+
+/// op_cases() and bf16_cases().
+std::vector<OpCase> all_cases();
+/// A row of bf16 activations is for devices that keep them.
+bool takes(Backend& device, const OpCase& row);
 
 /// Collects what is wrong, so that one run tells it all.
 class Complaints {
@@ -55,6 +63,8 @@ using Columns = std::vector<std::vector<double>>;
 std::vector<double> values_of(const Tensor& x);
 /// All results of one forward.
 Columns forward_values(Backend& device, const OpCase& row);
+/// What rounding the results themselves may cost.
+double result_rounding(Backend& device, const OpCase& row);
 /// What flows into each result: the same numbers on every device.
 Tensor seed_for(const OpCase& row, std::size_t output, const Tensor& result);
 

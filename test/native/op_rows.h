@@ -45,6 +45,11 @@ inline OpInput batch(const Shape& shape) { return {.shape = shape, .batched = sh
 inline OpInput ids(const Shape& shape, std::int32_t bound) {
   return {.shape = shape, .dtype = DType::i32, .fill = Fill::ids, .bound = bound, .gradient = false};
 }
+/// An f32 input beside activations of any dtype.
+inline OpInput vector(OpInput input) {
+  input.vector = true;
+  return input;
+}
 /// An input that no gradient is asked of.
 inline OpInput fixed(OpInput input) {
   input.gradient = false;

@@ -28,7 +28,7 @@ OpCase linear_row(const Shape& x, std::int64_t out, DType dtype, bool bias) {
   OpCase row{.name = label("linear", name_of(dtype), x, "to", out, bias ? "with bias" : ""),
              .family = Family::matmul};
   row.inputs = {batch(x), weights({out, in}, in, dtype)};
-  if (bias) row.inputs.push_back(normal({out}));
+  if (bias) row.inputs.push_back(vector(normal({out})));
   row.forward = one(
       [](In inputs) { return ops::linear(inputs[0], inputs[1], inputs.size() > 2 ? inputs[2] : Tensor()); });
   row.flops = matmul_flops(static_cast<double>(rows), static_cast<double>(out), static_cast<double>(in));
@@ -99,7 +99,7 @@ void add_norm_rows(std::vector<OpCase>& rows) {
                     .forward = std::move(forward)});
   };
   for (const Shape& x : {Shape{2, 3, 37}, Shape{5, 64}, Shape{1, 1}, Shape{7}, Shape{0, 8}, Shape{130, 24}}) {
-    const OpInput scale = normal({x[-1]}, DType::f32, 0.2f, 1), shift = normal({x[-1]});
+    const OpInput scale = vector(normal({x[-1]}, DType::f32, 0.2f, 1)), shift = vector(normal({x[-1]}));
     const float eps = eps_for(x[-1]);
     add(label("layer_norm", x), {batch(x), scale, shift},
         one([eps](In in) { return ops::layer_norm(in[0], in[1], in[2], eps); }));
@@ -110,15 +110,16 @@ void add_norm_rows(std::vector<OpCase>& rows) {
   add("layer_norm off centre", {normal({4, 33}, DType::f32, 1, 30)},
       one([](In in) { return ops::layer_norm(in[0], {}, {}, 1e-5f); }));
   add("rms_norm plain", {batch({4, 33})}, one([](In in) { return ops::rms_norm(in[0], {}, 1e-5f); }));
-  add("layer_norm of a view", {normal({2, 5, 9}), normal({7})}, one([](In in) {
+  add("layer_norm of a view", {normal({2, 5, 9}), vector(normal({7}))}, one([](In in) {
         return ops::layer_norm(ops::narrow(ops::narrow(in[0], 1, 1, 3), 2, 1, 7), in[1], {}, 1e-6f);
       }));
-  add("rms_norm of a view", {normal({2, 5, 3, 8}), normal({8})}, one([](In in) {
+  add("rms_norm of a view", {normal({2, 5, 3, 8}), vector(normal({8}))}, one([](In in) {
         return ops::rms_norm(ops::permute(in[0], {0, 2, 1, 3}), in[1], 1e-6f);
       }));
   for (const auto& [x, groups] :
        {std::pair{Shape{2, 6, 3, 5}, 3}, {Shape{1, 4, 7, 1}, 1}, {Shape{3, 8, 4, 4}, 8}, {Shape{2, 4}, 2}}) {
-    add(label("group_norm", x, "in", groups), {batch(x), normal({x[1]}, DType::f32, 0.2f, 1), normal({x[1]})},
+    add(label("group_norm", x, "in", groups),
+        {batch(x), vector(normal({x[1]}, DType::f32, 0.2f, 1)), vector(normal({x[1]}))},
         one([groups = groups, eps = eps_for(x.numel() / x[0] / groups)](In in) {
           return ops::group_norm(in[0], groups, in[1], in[2], eps);
         }));
@@ -126,10 +127,12 @@ void add_norm_rows(std::vector<OpCase>& rows) {
   add("group_norm plain", {batch({2, 6, 3, 5})},
       one([](In in) { return ops::group_norm(in[0], 2, {}, {}, 1e-6f); }));
   for (const Shape& x : {Shape{2, 5, 3, 8}, Shape{1, 1, 1, 2}, Shape{2, 7, 1, 34}}) {
-    add(label("rope", x), {batch(x), fixed(normal({x[1], x[3] / 2})), fixed(normal({x[1], x[3] / 2}))},
+    add(label("rope", x),
+        {batch(x), vector(fixed(normal({x[1], x[3] / 2}))), vector(fixed(normal({x[1], x[3] / 2})))},
         one([](In in) { return ops::rope(in[0], in[1], in[2]); }));
   }
-  add("rope of a view", {normal({2, 3, 5, 16}), fixed(normal({5, 4})), fixed(normal({5, 4}))}, one([](In in) {
+  add("rope of a view", {normal({2, 3, 5, 16}), vector(fixed(normal({5, 4}))), vector(fixed(normal({5, 4})))},
+      one([](In in) {
         return ops::rope(ops::permute(ops::narrow(in[0], 3, 8, 8), {0, 2, 1, 3}), in[1], in[2]);
       }));
 }
@@ -140,7 +143,7 @@ OpCase conv_row(const Shape& x, const Shape& weight, const ConvArgs& args, DType
                            args.pad_left, args.pad_bottom, args.pad_right),
              .family = Family::conv};
   row.inputs = {batch(x), weights(weight, fan_in, dtype)};
-  if (bias) row.inputs.push_back(normal({weight[0]}));
+  if (bias) row.inputs.push_back(vector(normal({weight[0]})));
   row.forward =
       one([args](In in) { return ops::conv2d(in[0], in[1], in.size() > 2 ? in[2] : Tensor(), args); });
   const double pixels =
@@ -200,6 +203,9 @@ void add_attention_rows(std::vector<OpCase>& rows) {
   rows.push_back(attention_row(1, 77, 77, 2, 12, 0, true));
   rows.push_back(attention_row(2, 96, 96, 4, 32, 0, false));
   rows.push_back(attention_row(1, 131, 67, 1, 80, 0, false));
+  rows.push_back(attention_row(1, 70, 130, 1, 64, 0, false));
+  rows.push_back(attention_row(1, 33, 65, 2, 128, 1, false));
+  rows.push_back(attention_row(1, 9, 40, 1, 512, 0, false));
   rows.push_back(attention_row(2, 5, 7, 3, 8, 1, false));
   rows.push_back(attention_row(3, 6, 6, 2, 10, 3, false));
   rows.push_back(attention_row(2, 9, 9, 2, 8, 1, true));
@@ -255,10 +261,10 @@ OpCase gated_residual_row(const Shape& x) {
 
 OpCase qk_norm_rope_row(std::int64_t B, std::int64_t L, std::int64_t H, std::int64_t K) {
   const Shape x{B, L, H, K};
-  const OpInput table = fixed(normal({L, K / 2}));
+  const OpInput table = vector(fixed(normal({L, K / 2})));
   OpCase row{.name = label("qk_norm_rope", x),
              .family = Family::norm,
-             .inputs = {batch(x), normal({K}, DType::f32, 0.2f, 1), table, table}};
+             .inputs = {batch(x), vector(normal({K}, DType::f32, 0.2f, 1)), table, table}};
   row.forward = one([](In in) { return ops::qk_norm_rope(in[0], in[1], in[2], in[3], 1e-6f); });
   row.shortcut = "qk_norm_rope";
   row.shortcut_backward = "qk_norm_rope_backward";
@@ -269,7 +275,7 @@ OpCase qk_norm_rope_row(std::int64_t B, std::int64_t L, std::int64_t H, std::int
 OpCase group_norm_silu_row(const Shape& x, int groups) {
   OpCase row{.name = label("group_norm_silu", x, "in", groups),
              .family = Family::norm,
-             .inputs = {batch(x), normal({x[1]}, DType::f32, 0.2f, 1), normal({x[1]})}};
+             .inputs = {batch(x), vector(normal({x[1]}, DType::f32, 0.2f, 1)), vector(normal({x[1]}))}};
   row.forward = one([groups](In in) { return ops::group_norm_silu(in[0], groups, in[1], in[2], 1e-6f); });
   row.shortcut = "group_norm_silu";
   row.bytes = 2 * bytes_of(x);
@@ -306,8 +312,8 @@ void add_fused_rows(std::vector<OpCase>& rows) {
   rows.push_back(qk_norm_rope_row(1, 1, 1, 2));
   rows.push_back({.name = "qk_norm_rope of one projection",
                   .family = Family::norm,
-                  .inputs = {batch({2, 6, 3 * 2 * 16}), normal({16}, DType::f32, 0.2f, 1),
-                             fixed(normal({6, 8})), fixed(normal({6, 8}))},
+                  .inputs = {batch({2, 6, 3 * 2 * 16}), vector(normal({16}, DType::f32, 0.2f, 1)),
+                             vector(fixed(normal({6, 8}))), vector(fixed(normal({6, 8})))},
                   .forward =
                       [](In in) {
                         const auto parts = ops::split(in[0], std::vector<std::int64_t>{32, 32, 32}, 2);

@@ -19,8 +19,13 @@ namespace {
 
 std::unique_ptr<CommunicatorSetup> setup_of(const std::shared_ptr<Backend>& device, int rank, int size,
                                             const RanksOptions& options) {
-  return make_communicator_setup(options.engine, device,
-                                 {rank, size, options.timeout_seconds, options.engine_options});
+  const CommunicatorOptions of_rank{rank, size, options.timeout_seconds, options.engine_options};
+  return options.make_setup ? options.make_setup(device, of_rank)
+                            : make_communicator_setup(options.engine, device, of_rank);
+}
+
+std::shared_ptr<Backend> device_of(const RanksOptions& options) {
+  return options.open_device ? options.open_device() : open_backend("cpu", 0, R"({"threads": 1})");
 }
 
 void write_text(int to, const std::string& text) {
@@ -62,7 +67,7 @@ struct Child {
                             const std::function<std::string(const Rank&)>& body) {
   std::string answer;
   try {
-    const auto device = open_backend("cpu", 0, R"({"threads": 1})");
+    const auto device = device_of(options);
     const auto setup = setup_of(device, rank, size, options);
     write_text(to, setup->offer());
     std::vector<std::string> offers(static_cast<std::size_t>(size));
@@ -114,7 +119,7 @@ void on_threads(int size, const RanksOptions& options, const std::function<void(
   const auto run = [&](int rank) {
     const auto at = static_cast<std::size_t>(rank);
     try {
-      const auto device = open_backend("cpu", 0, R"({"threads": 1})");
+      const auto device = device_of(options);
       std::unique_ptr<CommunicatorSetup> setup;
       try {
         setup = setup_of(device, rank, size, options);

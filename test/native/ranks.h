@@ -20,6 +20,11 @@ struct RanksOptions {
   std::string engine = "shared-memory";
   double timeout_seconds = 60;
   std::string engine_options = "{}";
+  /// Where a rank's device and setup do not come from the registry.
+  std::function<std::shared_ptr<Backend>()> open_device = {};
+  std::function<std::unique_ptr<CommunicatorSetup>(const std::shared_ptr<Backend>&,
+                                                   const CommunicatorOptions&)>
+      make_setup = {};
 };
 
 /// Runs body on `size` ranks at once, each with a device of its own; the first failure fails the test, with

@@ -1,0 +1,26 @@
+# The CUDA backend's own sources on the host: kernels as plain C++ over an emulated device (test/native/cuda), the vendor's
+# headers and libraries as stand-ins. So its kernels, and what it tells the libraries, are tested where there is no GPU.
+set(emulation ${native_tests}/cuda)
+file(GLOB cuda_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/native/backend/cuda/*.cpp)
+file(GLOB cuda_kernels CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/native/backend/cuda/*.cu)
+file(GLOB emulation_sources CONFIGURE_DEPENDS ${emulation}/emulated_*.cpp)
+list(FILTER cuda_sources EXCLUDE REGEX "cuda_plugin\\.cpp$")
+
+add_library(danceflux_cuda_emulated OBJECT ${cuda_sources} ${cuda_kernels} ${emulation_sources})
+set_source_files_properties(${cuda_kernels} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
+target_include_directories(danceflux_cuda_emulated PRIVATE ${emulation} ${emulation}/stand_in ${PROJECT_SOURCE_DIR}/native)
+target_compile_definitions(danceflux_cuda_emulated PRIVATE DANCEFLUX_CUDA_EMULATED=1
+  DANCEFLUX_FAKE_CUDA="${PROJECT_BINARY_DIR}/fake-cuda")
+danceflux_compile(danceflux_cuda_emulated)
+
+# fake_<library>.cpp as the file that the plugin opens
+function(danceflux_fake_library name soname)
+  add_library(danceflux_fake_${name} SHARED ${emulation}/fake_${name}.cpp)
+  set_target_properties(danceflux_fake_${name} PROPERTIES PREFIX "" SUFFIX "" OUTPUT_NAME ${soname}
+    LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/fake-cuda)
+  target_include_directories(danceflux_fake_${name} PRIVATE ${emulation} ${PROJECT_SOURCE_DIR}/native)
+  danceflux_compile(danceflux_fake_${name})
+endfunction()
+danceflux_fake_library(cublaslt libcublasLt.so.13)
+danceflux_fake_library(nccl libnccl.so.2)
+danceflux_fake_library(cudnn libcudnn.so.9)

@@ -1,0 +1,20 @@
+// The options of a CUDA device (lib/options.ts documents them).
+#pragma once
+#include <string>
+
+#include "backend/options.h"
+
+namespace danceflux::cuda {
+
+enum class Determinism : unsigned char { off, run_to_run, strict };
+
+struct Options {
+  Determinism determinism = Determinism::strict;
+  bool tf32 = false;         // products of f32 through TF32; refused in strict
+  bool synchronous = false;  // wait after every op, so that an error names the op that made it
+
+  /// Throws ERR_OPTION. Options of collectives (nccl.*, hccl.*) are passed over: every device gets them.
+  static Options parse(const std::string& json);
+};
+
+}  // namespace danceflux::cuda
