@@ -126,6 +126,18 @@ describe("align record on several ranks", () => {
     expect(new Set(numbers).size).toBe(16);
   });
 
+  it("tells the weights where no rank has all gradients", async () => {
+    const more = ["--ranks", "0", "--set", "distributed.sharding=optimizer"];
+    const ends = await recordOn(2, LAUNCHERS.torchrun!, record(at("sharded"), ...more));
+    expect(ends.map(({ code }) => code)).toEqual([0, 0]);
+    const { findings } = await compareDumps(await readDump(at("sharded/rank-0")), await readDump(at("one")));
+    const of = (wanted: string) => findings.filter(({ record: { op, role } }) => `${op} ${role}` === wanted);
+    expect(of("parameter gradient")).toEqual([]);
+    expect(of("parameter value").length).toBeGreaterThan(100);
+    for (const { status, record } of of("parameter value"))
+      expect([record.name, status]).toEqual([record.name, "equal"]);
+  });
+
   it("refuses ranks that there are not", async () => {
     const [alone] = await recordOn(1, () => ({}), record(at("none"), "--ranks", "1"));
     expect([alone!.code, alone!.error]).toEqual([2, expect.stringContaining("ranks: expected 0")]);

@@ -256,6 +256,7 @@ describe("danceflux align", () => {
       }
       const shown = await browser.open(`file://${at("page.html")}`, size);
       expect(await shown.evaluate("document.querySelector('.mark').textContent")).toBe("first divergence");
+      expect(await shown.evaluate("document.querySelectorAll('svg.ulps rect').length")).toBeGreaterThan(0);
       const column =
         "[...document.querySelectorAll('table.sortable tbody tr')].map((row) => Number(row.cells[4].dataset.value))";
       await shown.evaluate("document.querySelectorAll('table.sortable th')[4].click()");
