@@ -2,8 +2,9 @@
 
     python scripts/align_torch.py MODEL_DIR OUT.dump --prompts prompts.txt --inputs other.dump [--level op] [--summary full] [--dtype bf16]
 
-`--inputs` is a dump of danceflux with whole tensors (--summary full, step 0): every sampling step then begins from the latents, text and
-pooled embeddings that stand there, so that both sides see the same numbers; compare with `danceflux align compare OUT.dump other.dump`.
+`--inputs` is a dump of danceflux with whole tensors (--summary full, step 0): every stage then begins from what stands there (latents, text and
+pooled embeddings, transitions, advantages), so that both sides see the same numbers: rollout with its noise, decoding, advantages, loss,
+gradients and update. Compare with `danceflux align compare OUT.dump other.dump`.
 As a library: Recorder(folder, header) and watch_flux(recorder, transformer) go into any training script.
 
 Needs torch, diffusers and numpy; nothing of danceflux. Legend: B batch, L tokens, C channels.
@@ -11,6 +12,7 @@ Needs torch, diffusers and numpy; nothing of danceflux. Legend: B batch, L token
 import argparse
 import hashlib
 import json
+import math
 import platform
 import struct
 import sys
@@ -19,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+import align_torch_grpo as grpo
 
 BLOCK, SKETCHES = 1024, 8
 NAMES = {torch.float32: ("f32", "F32"), torch.bfloat16: ("bf16", "BF16"), torch.float16: ("f16", "F16"), torch.float64: ("f64", "F64")}
@@ -65,20 +69,22 @@ class Recorder:
         self.folder, self.summary, self.shard_bytes = Path(folder), summary, shard_bytes
         (self.folder / "pictures").mkdir(parents=True, exist_ok=False)
         self.manifest = open(self.folder / "manifest.jsonl", "w")
-        self.stage, self.count, self.files, self.waiting, self.seen = "", 0, 0, [], {}
+        self.stage, self.inside, self.count, self.files, self.waiting, self.seen = "", "", 0, 0, [], {}
         self.write({"danceflux": "dump", "version": 2, "summary": summary, **header})
 
     def write(self, line):
         self.manifest.write(json.dumps(line) + "\n")
 
-    def begin(self, stage):
-        self.stage, self.seen = stage, {}
+    def begin(self, stage, batch=0):
+        """What models compute belongs to the batch, all else to the stage."""
+        self.stage, self.inside, self.seen = stage, f"{stage}/b{batch}" if batch else stage, {}
 
     def record(self, name, op, role, tensor, block="", index=0):
         tensor = tensor.detach().contiguous().cpu()
         dtype, _ = NAMES[tensor.dtype]
         raw = tensor.view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
-        line = {"stage": self.stage, "name": name, "block": block, "op": op, "role": role, "index": index, "dtype": dtype,
+        stage = self.stage if op in ("stage", "parameter") else self.inside
+        line = {"stage": stage, "name": name, "block": block, "op": op, "role": role, "index": index, "dtype": dtype,
                 "shape": list(tensor.shape), "crc": f"{zlib.crc32(raw):08x}", "count": tensor.numel()}
         if self.summary != "checksum":
             line.update(statistics(tensor.float().double().flatten().numpy()))
@@ -89,6 +95,16 @@ class Recorder:
         self.count += 1
         if sum(len(raw) for _, _, raw in self.waiting) > self.shard_bytes:
             self.flush()
+
+    def numbers(self, name, values):
+        """Numbers that the host holds: told in whole."""
+        flat = np.array(values, dtype=np.float64)
+        line = {"stage": self.stage, "name": name, "block": "", "op": "numbers", "role": "value", "index": 0, "dtype": "f64",
+                "shape": [len(flat)], "crc": f"{zlib.crc32(flat.tobytes()):08x}", "count": len(flat)}
+        if self.summary != "checksum":
+            line.update(statistics(flat), values=[float(value) if np.isfinite(value) else None for value in flat])
+        self.write(line)
+        self.count += 1
 
     def named(self, name):
         """The name, numbered when it comes again in a stage."""
@@ -213,6 +229,104 @@ def header_of(model, dtype, level, seed):
             "environment": {}, "config": {}, "model": prints}
 
 
+class Scene:
+    """One iteration as side B recorded it, and the model that computes it again. Samples are numbered prompt by prompt."""
+
+    def __init__(self, folder, flux, vae, kind):
+        self.folder, self.flux, self.vae, self.kind = folder, flux, vae, kind
+        head, self.records = read_dump(folder)
+        self.config, self.seed = head["config"], head["seed"]
+        self.group_size = self.config["groupSize"]
+        self.samples = self.config["promptsPerIteration"] * self.group_size
+        sampling = self.config["sampling"]
+        factor = 2 ** len(vae.config.block_out_channels)
+        self.rows, self.columns = sampling["height"] // factor, sampling["width"] // factor
+        self.ids = torch.stack([torch.zeros(self.rows * self.columns), torch.arange(self.rows).repeat_interleave(self.columns).float(),
+                                torch.arange(self.columns).repeat(self.rows).float()], dim=1)
+        t = 1 - torch.arange(sampling["steps"] + 1, dtype=torch.float32) / sampling["steps"]
+        self.sigmas = (sampling["shift"] * t / (1 + (sampling["shift"] - 1) * t)).tolist()
+        self.keys = [int(self.number("prompts", f"key.{group}")) for group in range(self.config["promptsPerIteration"])]
+
+    def get(self, stage, name, role):
+        return tensor_of(self.folder, self.records[("it0/" + stage, name, role)])
+
+    def number(self, stage, name):
+        return self.records[("it0/" + stage, name, "value")]["values"][0]
+
+    def numbers(self, stage, name):
+        return self.records[("it0/" + stage, name, "value")]["values"]
+
+    def noisy(self, step):
+        return (f"it0/rollout/s{step}", "logProb.0", "value") in self.records
+
+    def velocity(self, latents, samples, steps):
+        """[B, L, C] from latents of these samples at these steps."""
+        text = torch.cat([self.get("prompts", f"text.{sample // self.group_size}", "input") for sample in samples])
+        pooled = torch.cat([self.get("prompts", f"pooled.{sample // self.group_size}", "input") for sample in samples])
+        level = torch.tensor([self.sigmas[step] for step in steps])
+        if self.config["compat"]["integerTimesteps"]:
+            level = torch.trunc(level * 1000) / 1000
+        guidance = torch.full((len(samples),), self.config["sampling"]["guidance"]) if self.flux.config.guidance_embeds else None
+        return self.flux(hidden_states=latents.to(self.kind), encoder_hidden_states=text.to(self.kind),
+                         pooled_projections=pooled.to(self.kind), timestep=level.to(self.kind), img_ids=self.ids,
+                         txt_ids=torch.zeros(text.shape[1], 3), guidance=guidance, return_dict=False)[0].float()
+
+    def noise(self, sample, step, shape):
+        key = (self.seed, 0, self.keys[sample // self.group_size], sample % self.group_size, step)
+        return torch.from_numpy(grpo.keyed_normal(*key, grpo.STEP_NOISE, math.prod(shape[1:]))).view(shape)
+
+
+def record_rollout(scene, recorder):
+    """Every step from B's own latents: where they go to, with the noise that the keys stand for, and how likely B's way was."""
+    sampling = scene.config["sampling"]
+    for step in range(sampling["steps"]):
+        latents = [scene.get(f"rollout/s{step}", f"latents.{i}", "input") for i in range(scene.samples)]
+        v = []
+        for batch, first in enumerate(range(0, scene.samples, sampling["batch"])):
+            recorder.begin(f"it0/rollout/s{step}", batch)
+            part = range(first, min(scene.samples, first + sampling["batch"]))
+            for i in part:
+                recorder.record(f"latents.{i}", "stage", "input", latents[i])
+            with torch.no_grad():
+                v += scene.velocity(torch.cat([latents[i] for i in part]), part, [step] * len(part)).split(1)
+        noisy = scene.noisy(step)
+        cx, cv, std, weight, constant = grpo.coefficients(sampling["kind"] if noisy else "ode", *scene.sigmas[step : step + 2],
+                                                          sampling["eta"])
+        for i, tensor in enumerate(latents):
+            mean = cx * tensor + cv * v[i]
+            following = mean + std * scene.noise(i, step, tensor.shape) if noisy else mean
+            recorder.record(f"next.{i}", "stage", "output", following)
+            if noisy:
+                recorder.numbers(f"logProb.{i}", grpo.log_prob(mean, following, weight, constant).tolist())
+
+
+def record_decoding(scene, recorder):
+    recorder.begin("it0/decode")
+    final = torch.cat([scene.get("decode", f"latents.{i}", "input") for i in range(scene.samples)])
+    z = final.view(scene.samples, scene.rows, scene.columns, scene.flux.config.in_channels // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    z = z.reshape(scene.samples, -1, scene.rows * 2, scene.columns * 2) / scene.vae.config.scaling_factor + scene.vae.config.shift_factor
+    with torch.no_grad():
+        images = scene.vae.decode(z.to(scene.kind)).sample.float()
+    for i in range(scene.samples):
+        recorder.record(f"latents.{i}", "stage", "input", final[i : i + 1])
+        recorder.record(f"images.{i}", "stage", "output", images[i : i + 1])
+
+
+def record_learning(scene, recorder):
+    """Advantages of B's rewards, then the updates from B's advantages."""
+    scene.advantages = scene.numbers("advantage", "advantages")
+    rewards = [name for stage, name, role in scene.records if stage == "it0/reward" and role == "value"]
+    if len(rewards) == 1:  # mixtures are danceflux's own
+        recorder.begin("it0/advantage")
+        groups = [sample // scene.group_size for sample in range(scene.samples)]
+        recorder.numbers("advantages", grpo.standardized(scene.numbers("reward", rewards[0]), groups, scene.config["learning"]))
+    if "lora" in scene.config["learning"] or scene.kind != torch.float32:
+        print("the update is recorded without adapters and in f32 alone", file=sys.stderr)
+        return
+    noisy = [step for step in range(scene.config["sampling"]["steps"]) if scene.noisy(step)]
+    grpo.record_updates(scene, recorder, noisy)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
@@ -227,47 +341,13 @@ def main():
     kind = {"f32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
     flux = FluxTransformer2DModel.from_pretrained(Path(options.model) / "transformer", torch_dtype=kind).eval()
     vae = AutoencoderKL.from_pretrained(Path(options.model) / "vae", torch_dtype=kind).eval()
-    head, records = read_dump(options.inputs)
-    recorder = Recorder(options.out, header_of(options.model, options.dtype, options.level, head["seed"]), options.summary)
+    scene = Scene(options.inputs, flux, vae, kind)
+    recorder = Recorder(options.out, header_of(options.model, options.dtype, options.level, scene.seed), options.summary)
     if options.level != "stage":
         watch_flux(recorder, flux, options.level)
-    get = lambda stage, name, role: tensor_of(options.inputs, records[("it0/" + stage, name, role)])
-    config = head["config"]
-    samples = config["promptsPerIteration"] * config["groupSize"]
-    text = torch.cat([get("prompts", f"text.{i // config['groupSize']}", "input") for i in range(samples)])
-    pooled = torch.cat([get("prompts", f"pooled.{i // config['groupSize']}", "input") for i in range(samples)])
-    sampling, factor = config["sampling"], 2 ** len(vae.config.block_out_channels)
-    rows, columns = sampling["height"] // factor, sampling["width"] // factor
-    ids = torch.stack([torch.zeros(rows * columns), torch.arange(rows).repeat_interleave(columns).float(),
-                       torch.arange(columns).repeat(rows).float()], dim=1)
-    t = 1 - torch.arange(sampling["steps"] + 1, dtype=torch.float32) / sampling["steps"]
-    sigmas = sampling["shift"] * t / (1 + (sampling["shift"] - 1) * t)
-    window = sampling.get("window") or {"size": sampling["steps"]}
-    for step in range(sampling["steps"]):
-        recorder.begin(f"it0/rollout/s{step}")
-        latents = torch.cat([get(f"rollout/s{step}", f"latents.{i}", "input") for i in range(samples)])
-        for i in range(samples):
-            recorder.record(f"latents.{i}", "stage", "input", latents[i : i + 1])
-        level = torch.trunc(sigmas[step] * 1000) / 1000 if config["compat"]["integerTimesteps"] else sigmas[step]
-        guidance = torch.full((samples,), sampling["guidance"]) if flux.config.guidance_embeds else None
-        with torch.no_grad():
-            v = flux(hidden_states=latents.to(kind), encoder_hidden_states=text.to(kind), pooled_projections=pooled.to(kind),
-                     timestep=level.expand(samples).to(kind), img_ids=ids, txt_ids=torch.zeros(text.shape[1], 3),
-                     guidance=guidance, return_dict=False)[0].float()
-        # Steps without noise end where both sides can tell; what noisy ones draw is danceflux's own.
-        if step >= window["size"] or step == sampling["steps"] - 1:
-            following = latents + (sigmas[step + 1] - sigmas[step]) * v
-            for i in range(samples):
-                recorder.record(f"next.{i}", "stage", "output", following[i : i + 1])
-    recorder.begin("it0/decode")
-    final = torch.cat([get("decode", f"latents.{i}", "input") for i in range(samples)])
-    z = final.view(samples, rows, columns, flux.config.in_channels // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
-    z = z.reshape(samples, -1, rows * 2, columns * 2) / vae.config.scaling_factor + vae.config.shift_factor
-    with torch.no_grad():
-        images = vae.decode(z.to(kind)).sample.float()
-    for i in range(samples):
-        recorder.record(f"latents.{i}", "stage", "input", final[i : i + 1])
-        recorder.record(f"images.{i}", "stage", "output", images[i : i + 1])
+    record_rollout(scene, recorder)
+    record_decoding(scene, recorder)
+    record_learning(scene, recorder)
     recorder.close()
     print(f"recorded {recorder.count} tensors in {options.out}")
 

@@ -13,12 +13,15 @@ import {
   seedAll,
   TensorFile,
 } from "../lib/align/index.js";
+import { furthest } from "../lib/align/pages.js";
 import { parseSteps } from "../lib/align/record.js";
 import { toleranceOf } from "../lib/align/thresholds.js";
+import { CURVE_LIMIT, compareRuns } from "../lib/align/training.js";
 import { completeConfig } from "../lib/grpo/validate.js";
 import { createPicture, type Picture } from "../lib/image/index.js";
 import { native } from "../lib/native.js";
 import { checkDeviceOptions } from "../lib/options.js";
+import type { Run } from "../lib/report/run.js";
 import { testFolder } from "./support/device.js";
 
 const folder = testFolder();
@@ -254,6 +257,50 @@ describe("compareDumps", () => {
     expect(limit(["f32", "bf16"])).toBe(limit(["bf16", "bf16"]));
     expect(limit(["f32", "f32"])).toBeLessThan(limit(["f32", "f16"]));
     expect(limit(["f32", "f16"])).toBeLessThan(limit(["f16", "bf16"]));
+  });
+});
+
+describe("curves of two trainings", () => {
+  /** `loss` and `norm` scale what an iteration gives; ratios are 1 but for `spread`. */
+  const run = (salt: number, { loss = 1, norm = 1, spread = 0 } = {}) =>
+    ({
+      pictures: [],
+      iterations: Array.from({ length: 60 }, (_, i) => ({
+        reward: { mean: 0.5 + i / 200, std: 0.2 },
+        advantage: { mean: 0, std: 0.96 },
+        ratio: { mean: 1, std: spread },
+        loss: loss * Math.sin(17 * i + salt),
+        gradientNorm: norm * (0.01 + 0.001 * Math.sin(5 * i)),
+      })),
+    }) as unknown as Run;
+  const shares = async (a: Run, b: Run) => {
+    const { curves, aligned } = await compareRuns(a, b);
+    return { aligned, off: curves.filter(({ share }) => share > CURVE_LIMIT).map(({ name }) => name) };
+  };
+
+  it("hold a loss against its terms: what is left of ratios that are all 1 are roundings", async () => {
+    expect(await shares(run(1, { loss: 3e-9 }), run(2, { loss: 3e-9 }))).toEqual({ aligned: true, off: [] });
+    expect(await shares(run(1, { loss: 1e-2 }), run(2, { loss: 1e-3 }))).toEqual({
+      aligned: false,
+      off: ["loss"],
+    });
+    expect(
+      (await shares(run(1, { loss: 1e-3, spread: 0.1 }), run(2, { loss: 1e-3, spread: 0.1 }))).aligned,
+    ).toBe(true);
+  });
+
+  it("see gradients that are a tenth too large", async () => {
+    const wrong = await shares(run(1, { loss: 1e-9, norm: 1.1 }), run(1, { loss: 1e-9 }));
+    expect(wrong).toEqual({ aligned: false, off: ["gradient norm"] });
+  });
+
+  it("are drawn with the deviations furthest from zero", () => {
+    const all = Array.from({ length: 1200 }, (_, i) => (i === 700 ? -5 : Math.sin(i)));
+    const { group, places, values } = furthest(all);
+    expect([group, places.length, Math.min(...values), places[values.indexOf(-5)]]).toEqual([
+      3, 400, -5, 700,
+    ]);
+    expect(furthest([1, 2]).values).toEqual([1, 2]);
   });
 });
 

@@ -5,12 +5,14 @@ import { describe, expect, it } from "vitest";
 import { compareDumps } from "../lib/align/compare.js";
 import { readDump } from "../lib/align/index.js";
 import { testFolder } from "./support/device.js";
-import { dist, freePort, start } from "./support/processes.js";
+import { compiled, dist, freePort, start } from "./support/processes.js";
 import { allEnded, startTraining, writeTinyConfig } from "./support/training_ranks.js";
 
 const folder = testFolder();
 const at = (name: string) => join(folder, name);
 const config = writeTinyConfig(at("model"));
+
+compiled();
 
 type Variables = (rank: number, size: number, port: string) => Record<string, string>;
 
@@ -68,6 +70,20 @@ async function recordOn(size: number, variables: Variables, args: string[]) {
 }
 
 describe("align record on several ranks", () => {
+  it("is started by danceflux launch", async () => {
+    const launch = [
+      join(dist, "cli.js"),
+      "launch",
+      "--nproc-per-node",
+      "2",
+      "--",
+      ...record(at("launched")).slice(1),
+    ];
+    const [ended] = await allEnded([start(process.execPath, launch, { DANCEFLUX_THREADS: "1" })]);
+    expect([ended!.code, ended!.out]).toEqual([0, expect.stringMatching(/recorded .*rank-0/)]);
+    expect((await readDump(at("launched/rank-0"))).complete).toBe(true);
+  });
+
   it.each(Object.keys(LAUNCHERS))("knows its rank under %s", async (name) => {
     const out = at(`out-${name}`);
     const ends = await recordOn(2, LAUNCHERS[name]!, record(out, "--ranks", "1"));
@@ -108,6 +124,18 @@ describe("align record on several ranks", () => {
     }
     expect(numbers.length).toBe(16);
     expect(new Set(numbers).size).toBe(16);
+  });
+
+  it("tells the weights where no rank has all gradients", async () => {
+    const more = ["--ranks", "0", "--set", "distributed.sharding=optimizer"];
+    const ends = await recordOn(2, LAUNCHERS.torchrun!, record(at("sharded"), ...more));
+    expect(ends.map(({ code }) => code)).toEqual([0, 0]);
+    const { findings } = await compareDumps(await readDump(at("sharded/rank-0")), await readDump(at("one")));
+    const of = (wanted: string) => findings.filter(({ record: { op, role } }) => `${op} ${role}` === wanted);
+    expect(of("parameter gradient")).toEqual([]);
+    expect(of("parameter value").length).toBeGreaterThan(100);
+    for (const { status, record } of of("parameter value"))
+      expect([record.name, status]).toEqual([record.name, "equal"]);
   });
 
   it("refuses ranks that there are not", async () => {

@@ -7,6 +7,7 @@ import { shrunk } from "../report/thumbnail.js";
 import { version } from "../version.js";
 import type { Finding, Status } from "./compare.js";
 import type { HeaderDifference } from "./compare_headers.js";
+import type { TensorDistance } from "./compare_tensors.js";
 import { ALIGN_SCRIPT, ALIGN_STYLE } from "./page_style.js";
 import { differenceMap, type PicturePair } from "./picture_pairs.js";
 import { short } from "./verdict.js";
@@ -145,13 +146,66 @@ const number = (value: number | undefined, text: string): string =>
 
 const TABLE_ROWS = 300;
 
-function findingRow(finding: Finding): string {
-  const { record, order, status, error, estimated, distance } = finding;
-  const percent = (share: number | undefined) =>
-    share === undefined ? "-" : `${(100 * share).toFixed(1)} %`;
-  const role = record.role === "output" ? "" : ` <span class="soft">${record.role}</span>`;
-  return `<tr>${number(order, String(order))}<td><i class="dot ${status}"></i>${status}</td><td class="name">${escaped(record.stage)}<br>${escaped(record.name)}${role}</td><td>${escaped(record.op)}</td>${number(error, `${estimated ? "~" : ""}${scientific(error)}`)}${number(distance?.cosine, distance ? distance.cosine.toFixed(6) : "-")}${number(distance?.maxAbsolute, scientific(distance?.maxAbsolute ?? 0))}${number(distance?.maxRelative, scientific(distance?.maxRelative ?? 0))}${number(distance?.oneThousandth, percent(distance?.oneThousandth))}${number(distance?.euclidean, scientific(distance?.euclidean ?? 0))}<td class="why">${escaped(finding.why)}</td></tr>`;
+const percentCell = (share: number | undefined): string =>
+  number(share, `${(100 * (share ?? 0)).toFixed(1)} %`);
+const scientificCell = (value: number | undefined): string => number(value, scientific(value ?? 0));
+
+/** What a bucket of the histogram holds: 0, 1, 2, 3-4, 5-8, ... units in the last place. */
+function bucketName(bucket: number, last: number): string {
+  if (bucket === last) return "NaN or infinity on one side";
+  if (bucket <= 2) return `${bucket} ulp`;
+  return bucket === last - 1 ? "more ulp" : `${2 ** (bucket - 2) + 1} to ${2 ** (bucket - 1)} ulp`;
 }
+
+/** The histogram as bars; a tenth of the elements is a bar of five sixths, a millionth still shows. */
+function histogramCell(distance: TensorDistance | undefined): string {
+  const all = distance?.ulps ?? [];
+  const total = all.reduce((sum, count) => sum + count, 0);
+  if (total === 0) return number(undefined, "-");
+  const furthest = all.findLastIndex((count) => count > 0);
+  const bars = all.map((count, i) => {
+    if (count === 0) return "";
+    const height = Math.max(1, Math.round(2.4 * (6 + Math.log10(count / total)))).toFixed(0);
+    return `<rect x="${3 * i}" y="${15 - Number(height)}" width="2" height="${height}"/>`;
+  });
+  const most = all.indexOf(Math.max(...all));
+  const told = `most: ${bucketName(most, all.length - 1)}; furthest: ${bucketName(furthest, all.length - 1)}`;
+  return number(
+    furthest,
+    `<svg class="ulps" viewBox="0 0 78 15" width="78" height="15" role="img" aria-label="${told}"><title>${told}</title>${bars.join("")}</svg>`,
+  );
+}
+
+const COLUMNS: readonly { name: string; left?: boolean; cell: (finding: Finding) => string }[] = [
+  { name: "#", cell: ({ order }) => number(order, String(order)) },
+  {
+    name: "verdict",
+    left: true,
+    cell: ({ status }) => `<td><i class="dot ${status}"></i>${status}</td>`,
+  },
+  {
+    name: "tensor",
+    left: true,
+    cell: ({ record: { stage, name, role } }) =>
+      `<td class="name">${escaped(stage)}<br>${escaped(name)}${role === "output" ? "" : ` <span class="soft">${role}</span>`}</td>`,
+  },
+  { name: "op", left: true, cell: ({ record }) => `<td>${escaped(record.op)}</td>` },
+  {
+    name: "relative error",
+    cell: ({ error, estimated }) => number(error, `${estimated ? "~" : ""}${scientific(error)}`),
+  },
+  { name: "cosine", cell: ({ distance }) => number(distance?.cosine, distance?.cosine.toFixed(6) ?? "-") },
+  { name: "max abs", cell: ({ distance }) => scientificCell(distance?.maxAbsolute) },
+  { name: "max rel", cell: ({ distance }) => scientificCell(distance?.maxRelative) },
+  { name: "< 0.1 %", cell: ({ distance }) => percentCell(distance?.oneThousandth) },
+  { name: "< 0.5 %", cell: ({ distance }) => percentCell(distance?.fiveThousandths) },
+  { name: "Euclid", cell: ({ distance }) => scientificCell(distance?.euclidean) },
+  { name: "ulps, 0 to 2^22", cell: ({ distance }) => histogramCell(distance) },
+  { name: "why", left: true, cell: ({ why }) => `<td class="why">${escaped(why)}</td>` },
+];
+
+const findingRow = (finding: Finding): string =>
+  `<tr>${COLUMNS.map(({ cell }) => cell(finding)).join("")}</tr>`;
 
 /** The findings that matter most, in order: what differs, then the largest errors. */
 export function findingsSection(findings: readonly Finding[]): string {
@@ -160,23 +214,9 @@ export function findingsSection(findings: readonly Finding[]): string {
     .slice(0, TABLE_ROWS)
     .sort((x, y) => x.order - y.order);
   if (worst.length === 0) return "";
-  const heads = [
-    "#",
-    "verdict",
-    "tensor",
-    "op",
-    "relative error",
-    "cosine",
-    "max abs",
-    "max rel",
-    "< 0.1 %",
-    "Euclid",
-    "why",
-  ];
-  const left = [1, 2, 3, 10];
-  const head = heads
-    .map((name, i) => `<th${left.includes(i) ? "" : ' class="number"'}>${escaped(name)}</th>`)
-    .join("");
+  const head = COLUMNS.map(
+    ({ name, left }) => `<th${left ? "" : ' class="number"'}>${escaped(name)}</th>`,
+  ).join("");
   const cut =
     findings.length > worst.length ? `The ${worst.length} worst of ${findings.length} tensors. ` : "";
   return `<section><h2>Tensors</h2><p class="soft gap">${cut}Click a column's head to sort; ~ is estimated from statistics.</p><div class="scroll"><table class="sortable"><thead><tr>${head}</tr></thead><tbody>${worst.map(findingRow).join("")}</tbody></table></div></section>`;
@@ -221,7 +261,7 @@ async function pictureCard(pair: PicturePair, caption: string): Promise<string> 
     ? `<div><span>difference \u00d7 8</span>${image(differenceMap(a, b), `difference: ${caption}`)}</div>`
     : "";
   const db = Number.isFinite(pair.psnr) ? `${pair.psnr.toFixed(1)} dB` : "equal";
-  const numbers = `PSNR ${db} \u00b7 SSIM ${pair.ssim.toFixed(3)} \u00b7 seams ${shortNumber(pair.check.seams, 3)} \u00b7 grid ${shortNumber(pair.check.grid, 3)} \u00b7 colours ${shortNumber(pair.check.colourDistance, 2)}`;
+  const numbers = `PSNR ${db} \u00b7 SSIM ${pair.ssim.toFixed(3)} \u00b7 seams ${shortNumber(pair.check.seams, 3)} \u00b7 grid ${shortNumber(pair.check.grid, 3)} \u00b7 flat ${Math.round(100 * pair.check.dead)} % \u00b7 saturated ${Math.round(100 * pair.check.saturated)} % \u00b7 colours ${shortNumber(pair.check.colourDistance, 2)}`;
   const complaints = pair.warnings.map((warning) => `<p class="complaint">${escaped(warning)}</p>`).join("");
   return `<figure class="card${pair.differs ? " off" : ""}"><figcaption>${escaped(caption)}</figcaption><div class="both">${slide}${map}</div><p class="numbers">${numbers}</p>${complaints}</figure>`;
 }

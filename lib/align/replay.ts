@@ -19,6 +19,7 @@ import { fillMissing, type RewardScores, scoreAll, scoreRequest } from "../rewar
 import {
   batches,
   guidanceOf,
+  promptKey,
   type SamplePlan,
   samplePlan,
   sharedEmbeddings,
@@ -240,6 +241,7 @@ async function replayIteration(scene: Scene): Promise<void> {
   for (const [i, { text, pooled }] of scene.embeddings.slice(0, count).entries()) {
     await recorder.tensor("text", "input", text, [i]);
     await recorder.tensor("pooled", "input", pooled, [i]);
+    recorder.numbers(`key.${i}`, [promptKey(scene.prompts[i]!)]);
   }
   await replaySampling(scene);
   await replayDecoding(scene);

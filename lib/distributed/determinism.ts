@@ -43,6 +43,13 @@ export const DETERMINISM_TABLE: readonly DeterminismRow[] = [
   },
   { source: "data order", levels: always("keyed by seed and epoch; no rank, batch or resume changes it") },
   { source: "timestep permutation", levels: always("keyed by seed, iteration, prompt, sample") },
+  { source: "adapters' first weights", levels: always("keyed by seed and name of the parameter") },
+  {
+    source: "reward modules",
+    levels: always(
+      "Math.random is the system's unless seedAll was called; scorers elsewhere answer for themselves",
+    ),
+  },
   { source: "kernels, cpu", levels: always("one fixed order of sums per row") },
   {
     source: "kernels, cuda and ascend",

@@ -11,7 +11,7 @@ import {
   scoreAll,
   scoreRequest,
 } from "../rewards/scorer.js";
-import { type SamplePlan, samplePlan } from "../sample/sampler.js";
+import { promptKey, type SamplePlan, samplePlan } from "../sample/sampler.js";
 import { mixedAdvantages } from "./advantage.js";
 import { saveCheckpoint, type TrainerState } from "./checkpoint.js";
 import { blocksToRecompute } from "./cost.js";
@@ -243,6 +243,8 @@ export class Session {
     for (const [group, { embedding }] of uploaded) {
       await this.#recorder?.tensor("text", "input", embedding.text, [group]);
       await this.#recorder?.tensor("pooled", "input", embedding.pooled, [group]);
+      // Which prompt it is, as noise keys know it.
+      this.#recorder?.numbers(`key.${group}`, [promptKey(this.#prompts[numbers[group]!]!)]);
     }
   }
 

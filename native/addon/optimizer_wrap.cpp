@@ -62,7 +62,8 @@ class OptimizerWrap : public Napi::ObjectWrap<OptimizerWrap> {
     using W = OptimizerWrap;
     Environment::of(env).keep(
         "Optimizer", DefineClass(env, "NativeOptimizer",
-                                 {InstanceMethod<&W::prepare>("prepare"), InstanceMethod<&W::settle>("settle"), InstanceMethod<&W::step>("step"),
+                                 {InstanceMethod<&W::prepare>("prepare"),
+                                  InstanceMethod<&W::settle>("settle"), InstanceMethod<&W::step>("step"),
                                   InstanceMethod<&W::swap_ema>("swapEma"), InstanceMethod<&W::save>("save"),
                                   InstanceMethod<&W::load>("load"), InstanceMethod<&W::dispose>("dispose"),
                                   InstanceMethod<&W::dispose>(dispose_symbol(env))}));
