@@ -51,7 +51,8 @@ void DeviceOptions::allow_only(std::string_view backend,
     std::string list;
     for (std::string_view candidate : known) {
       const bool family = candidate.ends_with(".*");
-      found = found || candidate == name || (family && name.starts_with(candidate.substr(0, candidate.size() - 1)));
+      found = found || candidate == name ||
+              (family && name.starts_with(candidate.substr(0, candidate.size() - 1)));
       list += (list.empty() ? "" : ", ") + std::string(candidate);
     }
     require(found, "ERR_OPTION", backend, " options: expected ", known.size() ? "one of " : "none", list,

@@ -1,5 +1,5 @@
-// Devices that keep activations in bf16: the rows of the op table with bf16 activations, against the reference
-// backend on the same rounded numbers.
+// Devices that keep activations in bf16: the rows of the op table with bf16 activations, against the
+// reference backend on the same rounded numbers.
 #include <algorithm>
 
 #include "harness.h"
@@ -9,14 +9,15 @@
 namespace danceflux::test {
 namespace {
 
-/// Of a result that is rounded to bf16 once or twice on its way (an op of parts rounds between them), measured
-/// as op_cases.h says. Half a unit in the last place is 2^-9. Attention rounds its weights as well; gradients
-/// are chains of two or three such results, and start from a rounded one.
+/// Of a result that is rounded to bf16 once or twice on its way (an op of parts rounds between them),
+/// measured as op_cases.h says. Half a unit in the last place is 2^-9. Attention rounds its weights as well;
+/// a gradient is a chain of up to four such results (of a quotient: dy / b, a / b, their product, its sum),
+/// and starts from a rounded one.
 struct Narrow {
   double forward, gradient;
 };
 Narrow narrow_tolerance(Family family) {
-  return family == Family::attention ? Narrow{0x1p-6, 0x1p-5} : Narrow{0x1p-7, 0x1p-6};
+  return family == Family::attention ? Narrow{0x1p-6, 0x1p-5} : Narrow{0x1p-7, 0x1p-5};
 }
 
 /// Is it an activation? Vectors of weights, tables and what optimizers keep stay f32.
