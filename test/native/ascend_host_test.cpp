@@ -96,11 +96,10 @@ TEST("ascend: operators of CANN 8 are in one library, after those of the user") 
   for (const char* vendor : {"first", "second", "third"})
     machine.files[std::string("/opt/cann/opp/vendors/") + vendor + "/op_api/lib/libcust_opapi.so"] = "";
   const OperatorLibraries found = operator_libraries(machine.surroundings());
-  const Paths wanted = {"/srv/more/op_api/lib/libcust_opapi.so",
-                        "/opt/cann/opp/vendors/second/op_api/lib/libcust_opapi.so",
-                        "/opt/cann/opp/vendors/first/op_api/lib/libcust_opapi.so",
-                        "/opt/cann/opp/vendors/third/op_api/lib/libcust_opapi.so",
-                        "/opt/cann/lib64/libopapi.so"};
+  const Paths wanted = {
+      "/srv/more/op_api/lib/libcust_opapi.so", "/opt/cann/opp/vendors/second/op_api/lib/libcust_opapi.so",
+      "/opt/cann/opp/vendors/first/op_api/lib/libcust_opapi.so",
+      "/opt/cann/opp/vendors/third/op_api/lib/libcust_opapi.so", "/opt/cann/lib64/libopapi.so"};
   CHECK(found.paths.size() > wanted.size());
   CHECK(Paths(found.paths.begin(), found.paths.begin() + static_cast<std::ptrdiff_t>(wanted.size())) ==
         wanted);
@@ -180,7 +179,8 @@ TEST("ascend: levels of determinism by version of CANN") {
   CHECK_EQ(plan(Determinism::strict, "8.1.RC1").level, std::int64_t{1});
   CHECK_EQ(plan(Determinism::strict, "8.1.RC1").options.size(), std::size_t{1});
   CHECK(!plan(Determinism::strict, "8.1.RC1").kept);
-  CHECK(contains(plan(Determinism::strict, "8.1.RC1").promise, "CANN 8.1.RC1 promises nothing of a row's batch"));
+  CHECK(contains(plan(Determinism::strict, "8.1.RC1").promise,
+                 "CANN 8.1.RC1 promises nothing of a row's batch"));
   const DeterminismPlan strong = plan(Determinism::strict, "8.5.0");
   CHECK_EQ(strong.options.size(), std::size_t{2});
   CHECK(strong.options[1] == (std::pair<AclOption, std::int64_t>{kOptStrongConsistency, 1}));

@@ -71,9 +71,7 @@ void check_reduce_scatter(const Rank& rank, std::int64_t count, DType dtype, Col
   x.set(numbers(count * rank.size, rank.rank));
   const Tensor out = in_place ? x.tensor().narrow(0, rank.rank * count, count) : separate.tensor();
   rank.wait(rank.communicator.reduce_scatter(out, x.tensor(), {op, true}));
-  std::vector<float> got(static_cast<std::size_t>(count));
-  convert_elements(got.data(), DType::f32, out.address(), dtype, got.size());
-  check_same(got, reduced(count, rank.size, op, rank.rank * count),
+  check_same(downloaded(rank.device, out), reduced(count, rank.size, op, rank.rank * count),
              "reduce_scatter of " + std::to_string(count));
   x.check(), separate.check();
 }

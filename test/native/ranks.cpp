@@ -17,15 +17,16 @@
 namespace danceflux::test {
 namespace {
 
+std::shared_ptr<Backend> device_of(int rank, const RanksOptions& options) {
+  if (options.open_device) return options.open_device();
+  return open_backend(options.device, options.device == "cpu" ? 0 : rank, options.device_options);
+}
+
 std::unique_ptr<CommunicatorSetup> setup_of(const std::shared_ptr<Backend>& device, int rank, int size,
                                             const RanksOptions& options) {
   const CommunicatorOptions of_rank{rank, size, options.timeout_seconds, options.engine_options};
   return options.make_setup ? options.make_setup(device, of_rank)
                             : make_communicator_setup(options.engine, device, of_rank);
-}
-
-std::shared_ptr<Backend> device_of(const RanksOptions& options) {
-  return options.open_device ? options.open_device() : open_backend("cpu", 0, R"({"threads": 1})");
 }
 
 void write_text(int to, const std::string& text) {
@@ -67,7 +68,7 @@ struct Child {
                             const std::function<std::string(const Rank&)>& body) {
   std::string answer;
   try {
-    const auto device = device_of(options);
+    const auto device = device_of(rank, options);
     const auto setup = setup_of(device, rank, size, options);
     write_text(to, setup->offer());
     std::vector<std::string> offers(static_cast<std::size_t>(size));
@@ -119,7 +120,7 @@ void on_threads(int size, const RanksOptions& options, const std::function<void(
   const auto run = [&](int rank) {
     const auto at = static_cast<std::size_t>(rank);
     try {
-      const auto device = device_of(options);
+      const auto device = device_of(rank, options);
       std::unique_ptr<CommunicatorSetup> setup;
       try {
         setup = setup_of(device, rank, size, options);
@@ -188,29 +189,38 @@ std::string message_of(const std::function<void()>& run) {
   return {};
 }
 
-Guarded::Guarded(Backend& device, std::int64_t count, DType dtype) {
+std::vector<float> downloaded(Backend& device, const Tensor& x) {
+  std::vector<std::byte> stored(x.bytes());
+  device.download(stored.data(), x);
+  std::vector<float> values(static_cast<std::size_t>(x.numel()));
+  convert_elements(values.data(), DType::f32, stored.data(), x.dtype(), values.size());
+  return values;
+}
+
+Guarded::Guarded(Backend& device, std::int64_t count, DType dtype) : device_(device) {
   constexpr std::int64_t kMargin = 37;
   whole_ = device.empty({count + 2 * kMargin}, dtype);
-  std::memset(whole_.address(), 0x5a, whole_.bytes());
+  device.upload(whole_, std::vector<unsigned char>(whole_.bytes(), 0x5a).data());
   view_ = whole_.narrow(0, kMargin, count);
 }
 
 void Guarded::set(const std::vector<float>& values) const {
   CHECK_EQ(static_cast<std::int64_t>(values.size()), view_.numel());
-  convert_elements(view_.address(), view_.dtype(), values.data(), DType::f32, values.size());
+  std::vector<std::byte> stored(view_.bytes());
+  convert_elements(stored.data(), view_.dtype(), values.data(), DType::f32, values.size());
+  device_.upload(view_, stored.data());
 }
 
-std::vector<float> Guarded::values() const {
-  std::vector<float> result(static_cast<std::size_t>(view_.numel()));
-  convert_elements(result.data(), DType::f32, view_.address(), view_.dtype(), result.size());
-  return result;
-}
+std::vector<float> Guarded::values() const { return downloaded(device_, view_); }
 
 void Guarded::check() const {
-  const char *const begin = whole_.data<char>(), *const end = begin + whole_.bytes();
-  const char *const inner = view_.data<char>(), *const last = inner + view_.bytes();
-  for (const char* at = begin; at < end; ++at)
-    if ((at < inner || at >= last) && *at != 0x5a) fail_at(__FILE__, __LINE__, "a byte outside was written");
+  std::vector<unsigned char> bytes(whole_.bytes());
+  device_.download(bytes.data(), whole_);
+  const std::size_t margin = (whole_.bytes() - view_.bytes()) / 2;
+  for (std::size_t i = 0; i < bytes.size(); ++i) {
+    if ((i < margin || i >= bytes.size() - margin) && bytes[i] != 0x5a)
+      fail_at(__FILE__, __LINE__, "a byte outside was written");
+  }
 }
 
 }  // namespace danceflux::test

@@ -25,6 +25,9 @@ struct RanksOptions {
   std::function<std::unique_ptr<CommunicatorSetup>(const std::shared_ptr<Backend>&,
                                                    const CommunicatorOptions&)>
       make_setup = {};
+  /// Of every rank; accelerators are numbered as the ranks are.
+  std::string device = "cpu";
+  std::string device_options = R"({"threads": 1})";
 };
 
 /// Runs body on `size` ranks at once, each with a device of its own; the first failure fails the test, with
@@ -41,6 +44,9 @@ std::vector<std::string> in_processes(int size, const RanksOptions& options,
 /// The message of what `run` throws, "" when nothing.
 std::string message_of(const std::function<void()>& run);
 
+/// The elements of a dense tensor as f32.
+std::vector<float> downloaded(Backend& device, const Tensor& x);
+
 /// `count` elements of `dtype` in the middle of a larger tensor whose other bytes must not change.
 class Guarded {
  public:
@@ -51,6 +57,7 @@ class Guarded {
   void check() const;
 
  private:
+  Backend& device_;
   Tensor whole_, view_;
 };
 

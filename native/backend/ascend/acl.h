@@ -68,65 +68,63 @@ struct AclPackageVersion {
 static_assert(sizeof(AclPackageVersion) == 128 + 4 * 64 + 128);
 
 // X(result, name, (parameters)): what every CANN since 8.0 has. The plugin is of no use without one of them.
-#define DANCEFLUX_ACL_FUNCTIONS(X)                                                                     \
-  X(AclStatus, aclInit, (const char* config_path))                                                     \
-  X(const char*, aclGetRecentErrMsg, ())                                                               \
-  X(AclStatus, aclrtGetVersion, (std::int32_t * major, std::int32_t* minor, std::int32_t* patch))      \
-  X(const char*, aclrtGetSocName, ())                                                                  \
-  X(AclStatus, aclrtGetDeviceCount, (std::uint32_t * count))                                           \
-  X(AclStatus, aclrtSetDevice, (std::int32_t device))                                                  \
-  X(AclStatus, aclrtResetDevice, (std::int32_t device))                                                \
-  X(AclStatus, aclrtGetCurrentContext, (AclContext * context))                                         \
-  X(AclStatus, aclrtSetCurrentContext, (AclContext context))                                           \
-  X(AclStatus, aclrtCreateStream, (AclStream * stream))                                                \
-  X(AclStatus, aclrtDestroyStream, (AclStream stream))                                                 \
-  X(AclStatus, aclrtSynchronizeStream, (AclStream stream))                                             \
-  X(AclStatus, aclrtSetStreamFailureMode, (AclStream stream, std::uint64_t mode))                      \
-  X(AclStatus, aclrtCreateEventExWithFlag, (AclEvent * event, std::uint32_t flag))                     \
-  X(AclStatus, aclrtDestroyEvent, (AclEvent event))                                                    \
-  X(AclStatus, aclrtRecordEvent, (AclEvent event, AclStream stream))                                   \
-  X(AclStatus, aclrtStreamWaitEvent, (AclStream stream, AclEvent event))                               \
-  X(AclStatus, aclrtQueryEventStatus, (AclEvent event, AclEventStatus * status))                       \
-  X(AclStatus, aclrtSynchronizeEvent, (AclEvent event))                                                \
-  X(AclStatus, aclrtMalloc, (void** address, std::size_t bytes, std::int32_t policy))                  \
-  X(AclStatus, aclrtFree, (void* address))                                                             \
-  X(AclStatus, aclrtMallocHost, (void** address, std::size_t bytes))                                   \
-  X(AclStatus, aclrtFreeHost, (void* address))                                                         \
-  X(AclStatus, aclrtMemcpy,                                                                            \
-    (void* to, std::size_t room, const void* from, std::size_t bytes, AclCopyKind kind))               \
-  X(AclStatus, aclrtMemcpyAsync,                                                                       \
-    (void* to, std::size_t room, const void* from, std::size_t bytes, AclCopyKind kind,                \
-     AclStream stream))                                                                                \
-  X(AclStatus, aclrtGetMemInfo, (std::int32_t kind, std::size_t * free, std::size_t * total))          \
-  X(AclStatus, aclrtSetSysParamOpt, (AclOption option, std::int64_t value))                            \
+#define DANCEFLUX_ACL_FUNCTIONS(X)                                                                         \
+  X(AclStatus, aclInit, (const char* config_path))                                                         \
+  X(const char*, aclGetRecentErrMsg, ())                                                                   \
+  X(AclStatus, aclrtGetVersion, (std::int32_t * major, std::int32_t * minor, std::int32_t * patch))        \
+  X(const char*, aclrtGetSocName, ())                                                                      \
+  X(AclStatus, aclrtGetDeviceCount, (std::uint32_t * count))                                               \
+  X(AclStatus, aclrtSetDevice, (std::int32_t device))                                                      \
+  X(AclStatus, aclrtResetDevice, (std::int32_t device))                                                    \
+  X(AclStatus, aclrtGetCurrentContext, (AclContext * context))                                             \
+  X(AclStatus, aclrtSetCurrentContext, (AclContext context))                                               \
+  X(AclStatus, aclrtCreateStream, (AclStream * stream))                                                    \
+  X(AclStatus, aclrtDestroyStream, (AclStream stream))                                                     \
+  X(AclStatus, aclrtSynchronizeStream, (AclStream stream))                                                 \
+  X(AclStatus, aclrtSetStreamFailureMode, (AclStream stream, std::uint64_t mode))                          \
+  X(AclStatus, aclrtCreateEventExWithFlag, (AclEvent * event, std::uint32_t flag))                         \
+  X(AclStatus, aclrtDestroyEvent, (AclEvent event))                                                        \
+  X(AclStatus, aclrtRecordEvent, (AclEvent event, AclStream stream))                                       \
+  X(AclStatus, aclrtStreamWaitEvent, (AclStream stream, AclEvent event))                                   \
+  X(AclStatus, aclrtQueryEventStatus, (AclEvent event, AclEventStatus * status))                           \
+  X(AclStatus, aclrtSynchronizeEvent, (AclEvent event))                                                    \
+  X(AclStatus, aclrtMalloc, (void** address, std::size_t bytes, std::int32_t policy))                      \
+  X(AclStatus, aclrtFree, (void* address))                                                                 \
+  X(AclStatus, aclrtMallocHost, (void** address, std::size_t bytes))                                       \
+  X(AclStatus, aclrtFreeHost, (void* address))                                                             \
+  X(AclStatus, aclrtMemcpy,                                                                                \
+    (void* to, std::size_t room, const void* from, std::size_t bytes, AclCopyKind kind))                   \
+  X(AclStatus, aclrtMemcpyAsync,                                                                           \
+    (void* to, std::size_t room, const void* from, std::size_t bytes, AclCopyKind kind, AclStream stream)) \
+  X(AclStatus, aclrtGetMemInfo, (std::int32_t kind, std::size_t * free, std::size_t * total))              \
+  X(AclStatus, aclrtSetSysParamOpt, (AclOption option, std::int64_t value))                                \
   X(AclStatus, aclrtCtxSetSysParamOpt, (AclOption option, std::int64_t value))
 
 // Those that some versions lack; null where absent.
-#define DANCEFLUX_ACL_OPTIONAL(X)                                                                      \
-  X(AclStatus, aclsysGetCANNVersion, (std::int32_t package, AclPackageVersion * version))              \
-  X(AclStatus, aclrtCreateStreamWithConfig,                                                            \
-    (AclStream * stream, std::uint32_t priority, std::uint32_t flag))
+#define DANCEFLUX_ACL_OPTIONAL(X)                                                         \
+  X(AclStatus, aclsysGetCANNVersion, (std::int32_t package, AclPackageVersion * version)) \
+  X(AclStatus, aclrtCreateStreamWithConfig, (AclStream * stream, std::uint32_t priority, std::uint32_t flag))
 
 // Descriptors and executors, from libnnopbase.so.
-#define DANCEFLUX_NNOP_FUNCTIONS(X)                                                                    \
-  X(aclTensor*, aclCreateTensor,                                                                       \
-    (const std::int64_t* dims, std::uint64_t rank, AclDataType dtype, const std::int64_t* strides,     \
-     std::int64_t offset, AclFormat format, const std::int64_t* storage_dims,                          \
-     std::uint64_t storage_rank, void* storage))                                                       \
-  X(AclStatus, aclDestroyTensor, (const aclTensor* tensor))                                            \
-  X(aclScalar*, aclCreateScalar, (void* value, AclDataType dtype))                                     \
-  X(AclStatus, aclDestroyScalar, (const aclScalar* scalar))                                            \
-  X(aclIntArray*, aclCreateIntArray, (const std::int64_t* values, std::uint64_t size))                 \
-  X(AclStatus, aclDestroyIntArray, (const aclIntArray* array))                                         \
-  X(aclBoolArray*, aclCreateBoolArray, (const bool* values, std::uint64_t size))                       \
+#define DANCEFLUX_NNOP_FUNCTIONS(X)                                                                       \
+  X(aclTensor*, aclCreateTensor,                                                                          \
+    (const std::int64_t* dims, std::uint64_t rank, AclDataType dtype, const std::int64_t* strides,        \
+     std::int64_t offset, AclFormat format, const std::int64_t* storage_dims, std::uint64_t storage_rank, \
+     void* storage))                                                                                      \
+  X(AclStatus, aclDestroyTensor, (const aclTensor* tensor))                                               \
+  X(aclScalar*, aclCreateScalar, (void* value, AclDataType dtype))                                        \
+  X(AclStatus, aclDestroyScalar, (const aclScalar* scalar))                                               \
+  X(aclIntArray*, aclCreateIntArray, (const std::int64_t* values, std::uint64_t size))                    \
+  X(AclStatus, aclDestroyIntArray, (const aclIntArray* array))                                            \
+  X(aclBoolArray*, aclCreateBoolArray, (const bool* values, std::uint64_t size))                          \
   X(AclStatus, aclDestroyBoolArray, (const aclBoolArray* array))
 
-#define DANCEFLUX_NNOP_OPTIONAL(X)                                                                     \
-  X(AclStatus, aclSetAclOpExecutorRepeatable, (aclOpExecutor * executor))                              \
-  X(AclStatus, aclDestroyAclOpExecutor, (aclOpExecutor * executor))                                    \
-  X(AclStatus, aclSetInputTensorAddr,                                                                  \
-    (aclOpExecutor * executor, std::size_t index, aclTensor * tensor, void* address))                  \
-  X(AclStatus, aclSetOutputTensorAddr,                                                                 \
+#define DANCEFLUX_NNOP_OPTIONAL(X)                                                    \
+  X(AclStatus, aclSetAclOpExecutorRepeatable, (aclOpExecutor * executor))             \
+  X(AclStatus, aclDestroyAclOpExecutor, (aclOpExecutor * executor))                   \
+  X(AclStatus, aclSetInputTensorAddr,                                                 \
+    (aclOpExecutor * executor, std::size_t index, aclTensor * tensor, void* address)) \
+  X(AclStatus, aclSetOutputTensorAddr,                                                \
     (aclOpExecutor * executor, std::size_t index, aclTensor * tensor, void* address))
 
 /// The functions above as pointers under their own names.

@@ -103,7 +103,9 @@ class AscendBackend final : public Backend {
   void wait_for_stream(const char* op);
   const Operators& ops() const { return npu_->cann().operators; }
   /// How f32 products are made of factors that are `exact` (bf16 numbers, which HF32 keeps) or not.
-  std::int8_t cube(bool exact) const { return exact && !settings_.parity ? std::int8_t{kUseHf32} : std::int8_t{kKeepDtype}; }
+  std::int8_t cube(bool exact) const {
+    return exact && !settings_.parity ? std::int8_t{kUseHf32} : std::int8_t{kKeepDtype};
+  }
   /// x itself when it is of that dtype, else a dense copy that is. Undefined stays undefined.
   Tensor as(const Tensor& x, DType dtype);
   /// The same, dense in any case.

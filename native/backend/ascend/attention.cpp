@@ -77,8 +77,8 @@ Declined AscendBackend::attention(const Tensor& out, const Tensor& lse, const Te
   return {};
 }
 
-// A weight of the softmax is exp(score - largest) / sum: with the logarithm of the sum of exponentials for the
-// largest, the sum is 1.
+// A weight of the softmax is exp(score - largest) / sum: with the logarithm of the sum of exponentials for
+// the largest, the sum is 1.
 Declined AscendBackend::attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
                                            const Tensor& dout, const Tensor& out, const Tensor& lse,
                                            const Tensor& q, const Tensor& k, const Tensor& v,

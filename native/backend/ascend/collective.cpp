@@ -187,7 +187,8 @@ std::unique_ptr<CommunicatorSetup> make_hccl_setup(const std::shared_ptr<Backend
   std::string missing;
   for (const std::string& name : cann.missing_hccl) missing += (missing.empty() ? "" : ", ") + name;
   if (options.size > 1 && !cann.has_hccl)
-    throw Error("ERR_COMMUNICATION", "hccl: expected HCCL, got CANN " + cann.version.text + " without " + missing,
+    throw Error("ERR_COMMUNICATION",
+                "hccl: expected HCCL, got CANN " + cann.version.text + " without " + missing,
                 "danceflux doctor tells which libraries were searched");
   require(settings.rank_table.empty() || cann.hccl.HcclCommInitClusterInfoConfig, "ERR_OPTION",
           "hccl.rankTable: expected a CANN that takes one, got ", cann.version.text);

@@ -6,8 +6,8 @@ namespace {
 
 const IntList kOnes{1, 1}, kZeros{0, 0};
 
-/// Images are padded by the operator where both sides of an axis are alike, and before it otherwise: the order
-/// in which four paddings are told is not the same in all operators.
+/// Images are padded by the operator where both sides of an axis are alike, and before it otherwise: the
+/// order in which four paddings are told is not the same in all operators.
 bool is_even(const ConvArgs& args) {
   return args.pad_top == args.pad_bottom && args.pad_left == args.pad_right;
 }
@@ -54,7 +54,8 @@ void AscendBackend::conv2d_backward_data(const Tensor& dx, const Tensor& dy, con
   const Result result(*this, dx, dtype);
   const bool even = is_even(args);
   const Tensor whole = even ? result.tensor() : empty(padded_shape(dx.shape(), args), dtype);
-  const Tensor image = filled(whole.shape(), 0, dtype), slope = dense(dy, dtype), window = dense(weight, dtype);
+  const Tensor image = filled(whole.shape(), 0, dtype), slope = dense(dy, dtype),
+               window = dense(weight, dtype);
   launch_("conv2d_backward_data", ops().aclnnConvolutionBackward, Nchw{slope}, Nchw{image}, Nchw{window},
           IntList{weight.dim(0)}, strides_of(args), padding_of(args), kOnes, false, kZeros, 1,
           BoolList{true, false, false}, cube(dy.dtype() == DType::bf16 && weight.dtype() == DType::bf16),
@@ -75,8 +76,8 @@ void AscendBackend::conv2d_backward_weight(const Tensor& dweight, const Tensor& 
   const Tensor window = filled(dweight.shape(), 0);
   launch_("conv2d_backward_weight", ops().aclnnConvolutionBackward, Nchw{slope}, Nchw{image}, Nchw{window},
           IntList{dweight.dim(0)}, strides_of(args), padding_of(args), kOnes, false, kZeros, 1,
-          BoolList{false, true, dbias.defined()},
-          cube(dy.dtype() == DType::bf16 && x.dtype() == DType::bf16), nullptr, Nchw{result.tensor()}, dbias);
+          BoolList{false, true, dbias.defined()}, cube(dy.dtype() == DType::bf16 && x.dtype() == DType::bf16),
+          nullptr, Nchw{result.tensor()}, dbias);
   result.finish();
 }
 

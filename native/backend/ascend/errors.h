@@ -8,9 +8,9 @@
 namespace danceflux::ascend {
 
 struct ErrorWords {
-  const char* meaning;      // "the AI core raised an exception"
-  const char* code;         // ERR_MEMORY, ERR_DEVICE, ...
-  const char* hint;         // "" when there is nothing to say
+  const char* meaning;  // "the AI core raised an exception"
+  const char* code;     // ERR_MEMORY, ERR_DEVICE, ...
+  const char* hint;     // "" when there is nothing to say
 };
 /// Of an aclError or aclnnStatus.
 ErrorWords words_of(AclStatus status);

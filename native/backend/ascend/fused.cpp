@@ -47,7 +47,8 @@ Declined AscendBackend::modulated_norm_backward(const Tensor& dx, const Tensor& 
     return {};
   }
   const std::int64_t B = x.dim(0), L = x.dim(1), D = x.dim(2);
-  const Result data(*this, dx, DType::f32), gains(*this, dscale, DType::f32), shifts(*this, dshift, DType::f32);
+  const Result data(*this, dx, DType::f32), gains(*this, dscale, DType::f32),
+      shifts(*this, dshift, DType::f32);
   const Tensor tokens = dense(x, DType::f32), slope = dense(dy, DType::f32), gain = empty({B, D});
   launch_("modulated_norm_backward", ops().aclnnAdds, as(scale, DType::f32), F32{1}, F32{1}, gain);
   for (std::int64_t b = 0; b < B; ++b) {

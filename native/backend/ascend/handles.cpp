@@ -123,10 +123,9 @@ void TensorArgument::key(std::string& key) const {
 }
 
 Argument<Number>::Argument(const Acl& acl, F32 number)
-    : acl_(acl),
-      value_(static_cast<float>(number.value)),
-      raw_(acl.aclCreateScalar(&value_, kAclFloat)) {
-  require(raw_ != nullptr, "ERR_DEVICE", "ascend: aclCreateScalar: expected a scalar of ", value_, ", got none");
+    : acl_(acl), value_(static_cast<float>(number.value)), raw_(acl.aclCreateScalar(&value_, kAclFloat)) {
+  require(raw_ != nullptr, "ERR_DEVICE", "ascend: aclCreateScalar: expected a scalar of ", value_,
+          ", got none");
 }
 
 Argument<Ints>::Argument(const Acl& acl, const IntList& values)
@@ -146,7 +145,8 @@ void Argument<Ints>::key(std::string& key) const {
 
 Argument<Bools>::Argument(const Acl& acl, const BoolList& values) : acl_(acl), values_(values) {
   bool plain[8] = {};
-  require(values.size() <= std::size(plain), "ERR_DEVICE", "ascend: expected a short list, got ", values.size());
+  require(values.size() <= std::size(plain), "ERR_DEVICE", "ascend: expected a short list, got ",
+          values.size());
   std::copy(values.begin(), values.end(), plain);
   raw_ = acl.aclCreateBoolArray(plain, values.size());
   require(raw_ != nullptr, "ERR_DEVICE", "ascend: aclCreateBoolArray: expected a list, got none");

@@ -184,15 +184,15 @@ class Argument<Text> : public PlainArgument {
 
 /// Numbers as C passes them. A float for an integer, or the reverse, does not compile.
 template <class T>
-  requires std::is_arithmetic_v<T> || std::is_enum_v<T>
+requires std::is_arithmetic_v<T> || std::is_enum_v<T>
 class Argument<T> : public PlainArgument {
  public:
   template <class Value>
   Argument(const Given<Value>& given) : Argument(given.acl, given.value) {}
   template <class From>
-    requires(std::is_floating_point_v<From> == std::is_floating_point_v<T> &&
-             std::is_same_v<From, bool> == std::is_same_v<T, bool>)
-  Argument(const Acl&, From value) : value_(static_cast<T>(value)) {}
+  requires(std::is_floating_point_v<From> == std::is_floating_point_v<T> &&
+           std::is_same_v<From, bool> == std::is_same_v<T, bool>) Argument(const Acl&, From value)
+      : value_(static_cast<T>(value)) {}
   T raw() const { return value_; }
   void key(std::string& key) const { key.append(reinterpret_cast<const char*>(&value_), sizeof value_); }
 

@@ -58,31 +58,29 @@ inline constexpr std::uint32_t kHcclCapabilityName = 2;
 /// Left to the environment and the library's default.
 inline constexpr std::uint32_t kHcclNotSet = 0xffffffff;
 
-#define DANCEFLUX_HCCL_FUNCTIONS(X)                                                                    \
-  X(HcclStatus, HcclGetRootInfo, (HcclRootInfo * root))                                                \
-  X(HcclStatus, HcclCommInitRootInfoConfig,                                                            \
-    (std::uint32_t ranks, const HcclRootInfo* root, std::uint32_t rank, const HcclCommConfig* config,  \
-     HcclComm* comm))                                                                                  \
-  X(HcclStatus, HcclCommDestroy, (HcclComm comm))                                                      \
-  X(HcclStatus, HcclAllReduce,                                                                         \
-    (void* send, void* receive, std::uint64_t count, HcclType type, HcclOperation operation,           \
-     HcclComm comm, AclStream stream))                                                                 \
-  X(HcclStatus, HcclReduceScatter,                                                                     \
-    (void* send, void* receive, std::uint64_t receive_count, HcclType type, HcclOperation operation,   \
-     HcclComm comm, AclStream stream))                                                                 \
-  X(HcclStatus, HcclAllGather,                                                                         \
-    (void* send, void* receive, std::uint64_t send_count, HcclType type, HcclComm comm,                \
-     AclStream stream))                                                                                \
-  X(HcclStatus, HcclBroadcast,                                                                         \
-    (void* buffer, std::uint64_t count, HcclType type, std::uint32_t root, HcclComm comm,              \
-     AclStream stream))                                                                                \
+#define DANCEFLUX_HCCL_FUNCTIONS(X)                                                                          \
+  X(HcclStatus, HcclGetRootInfo, (HcclRootInfo * root))                                                      \
+  X(HcclStatus, HcclCommInitRootInfoConfig,                                                                  \
+    (std::uint32_t ranks, const HcclRootInfo* root, std::uint32_t rank, const HcclCommConfig* config,        \
+     HcclComm* comm))                                                                                        \
+  X(HcclStatus, HcclCommDestroy, (HcclComm comm))                                                            \
+  X(HcclStatus, HcclAllReduce,                                                                               \
+    (void* send, void* receive, std::uint64_t count, HcclType type, HcclOperation operation, HcclComm comm,  \
+     AclStream stream))                                                                                      \
+  X(HcclStatus, HcclReduceScatter,                                                                           \
+    (void* send, void* receive, std::uint64_t receive_count, HcclType type, HcclOperation operation,         \
+     HcclComm comm, AclStream stream))                                                                       \
+  X(HcclStatus, HcclAllGather,                                                                               \
+    (void* send, void* receive, std::uint64_t send_count, HcclType type, HcclComm comm, AclStream stream))   \
+  X(HcclStatus, HcclBroadcast,                                                                               \
+    (void* buffer, std::uint64_t count, HcclType type, std::uint32_t root, HcclComm comm, AclStream stream)) \
   X(HcclStatus, HcclBarrier, (HcclComm comm, AclStream stream))
 
-#define DANCEFLUX_HCCL_OPTIONAL(X)                                                                     \
-  X(HcclStatus, HcclCommInitClusterInfoConfig,                                                         \
-    (const char* rank_table, std::uint32_t rank, HcclCommConfig* config, HcclComm* comm))              \
-  X(HcclStatus, HcclGetCommAsyncError, (HcclComm comm, HcclStatus * error))                            \
-  X(const char*, HcclGetErrorString, (HcclStatus status))                                              \
+#define DANCEFLUX_HCCL_OPTIONAL(X)                                                        \
+  X(HcclStatus, HcclCommInitClusterInfoConfig,                                            \
+    (const char* rank_table, std::uint32_t rank, HcclCommConfig* config, HcclComm* comm)) \
+  X(HcclStatus, HcclGetCommAsyncError, (HcclComm comm, HcclStatus * error))               \
+  X(const char*, HcclGetErrorString, (HcclStatus status))                                 \
   X(std::uint32_t, HcclGetCommConfigCapability, ())
 
 struct Hccl {

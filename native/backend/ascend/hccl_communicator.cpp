@@ -60,7 +60,8 @@ HcclCommunicator::~HcclCommunicator() {
   changed_.notify_one();
   thread_.join();
   if (npu_.abandoned()) {
-    // What is under way may go on for ever: its memory must stay, and taking the communicator down would wait.
+    // What is under way may go on for ever: its memory must stay, and taking the communicator down would
+    // wait.
     new std::deque<Flight>(std::move(flights_));
     return;
   }
@@ -106,8 +107,7 @@ Event HcclCommunicator::post(const char* call, std::vector<Tensor> tensors, Enqu
   Flight flight;
   flight.name = std::string(call) + " " + std::to_string(++calls_);
   flight.tensors = std::move(tensors);
-  if (watch_->failed())
-    danceflux::fail("ERR_COMMUNICATION", flight.name, ": ", watch_->failure());
+  if (watch_->failed()) danceflux::fail("ERR_COMMUNICATION", flight.name, ": ", watch_->failure());
   npu_.wait(stream_, *npu_.record(npu_.stream()));
   flight.begins = npu_.record(stream_);
   try {
@@ -229,9 +229,9 @@ Event HcclCommunicator::all_gather(const Tensor& out, const Tensor& x) {
       send = temporary(flight, x.shape(), x.dtype());
       copy("all_gather", send, x);
     }
-    check_hccl(hccl_.HcclAllGather(send.address(), out.address(), count_of(x), hccl_type(x.dtype()), comm_,
-                                   stream_),
-               "HcclAllGather");
+    check_hccl(
+        hccl_.HcclAllGather(send.address(), out.address(), count_of(x), hccl_type(x.dtype()), comm_, stream_),
+        "HcclAllGather");
   });
 }
 

@@ -21,8 +21,8 @@ std::uint32_t read_mode(const std::string& name) {
   for (const ExpansionMode& mode : kExpansionModes) {
     if (name == mode.name) return mode.value;
   }
-  fail("ERR_OPTION",
-       "hccl.opExpansionMode: expected HOST, AI_CPU, AIV, AIV_ONLY, CCU_MS or CCU_SCHED, got ", name);
+  fail("ERR_OPTION", "hccl.opExpansionMode: expected HOST, AI_CPU, AIV, AIV_ONLY, CCU_MS or CCU_SCHED, got ",
+       name);
 }
 
 std::uint32_t read_deterministic(const DeviceOptions& options) {

@@ -128,9 +128,9 @@ bool Launcher::launch_planned(const char* op, const OperatorSymbols& call, const
   for (std::size_t i = 0; i < places.size(); ++i) {
     aclTensor* const tensor = planned.tensors[i].handle();
     void* const address = places[i].argument->form().address;
-    const AclStatus status =
-        places[i].input ? acl.aclSetInputTensorAddr(planned.executor, inputs++, tensor, address)
-                        : acl.aclSetOutputTensorAddr(planned.executor, outputs++, tensor, address);
+    const AclStatus status = places[i].input
+                                 ? acl.aclSetInputTensorAddr(planned.executor, inputs++, tensor, address)
+                                 : acl.aclSetOutputTensorAddr(planned.executor, outputs++, tensor, address);
     if (status != kAclSuccess) {  // plan it anew
       acl.aclGetRecentErrMsg();
       forget(key);

@@ -91,7 +91,7 @@ class Opening {
     if (!note(nnop)) return fail("libnnopbase.so does not open: " + words, loading_hint(here_));
     libraries.push_back(nnop);
     std::vector<std::string> missing;
-#define DF_FIND(result, name, parameters)                                                    \
+#define DF_FIND(result, name, parameters)                                                     \
   cann_.acl.name = reinterpret_cast<decltype(cann_.acl.name)>(find_symbol(libraries, #name)); \
   if (!cann_.acl.name) missing.emplace_back(#name);
     DANCEFLUX_ACL_FUNCTIONS(DF_FIND)
@@ -137,9 +137,8 @@ class Opening {
     for (const std::string& path : wanted.paths) {
       std::string words;
       const Opened library = open_first({path}, RTLD_LOCAL, &words);
-      const bool known = std::any_of(libraries.begin(), libraries.end(), [&](const Opened& each) {
-        return each.handle == library.handle;
-      });
+      const bool known = std::any_of(libraries.begin(), libraries.end(),
+                                     [&](const Opened& each) { return each.handle == library.handle; });
       if (known) continue;
       if (note(library)) {
         libraries.push_back(library);
@@ -218,7 +217,8 @@ std::string describe(const Cann& cann) {
   for (const std::string& library : cann.libraries) text << "library " << library << '\n';
   if (!cann.missing_operators.empty())
     text << "operators not found: " << join(cann.missing_operators, ", ") << '\n';
-  if (!cann.missing_hccl.empty()) text << "HCCL functions not found: " << join(cann.missing_hccl, ", ") << '\n';
+  if (!cann.missing_hccl.empty())
+    text << "HCCL functions not found: " << join(cann.missing_hccl, ", ") << '\n';
   for (const std::string& note : cann.notes) text << "note: " << note << '\n';
   if (!cann.failure.empty()) text << "not usable: " << cann.failure << '\n';
   return text.str();

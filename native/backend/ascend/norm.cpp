@@ -66,8 +66,7 @@ void AscendBackend::norm_rows_backward(const Tensor& dx, const Tensor& dweight, 
   const std::int64_t D = x.dim(-1);
   const bool layer = args.kind == NormKind::layer;
   const bool weighted = weight.defined() || dweight.defined() || dbias.defined();
-  const DType dtype =
-      layer && weighted ? DType::f32 : common(common(x.dtype(), dy.dtype()), dx.dtype());
+  const DType dtype = layer && weighted ? DType::f32 : common(common(x.dtype(), dy.dtype()), dx.dtype());
   const Result result(*this, dx, dtype);
   const Tensor rows = as_rows(dense(x, dtype)), slope = as_rows(dense(dy, dtype)),
                out = as_rows(result.tensor());
@@ -94,7 +93,8 @@ void AscendBackend::norm_groups(const Tensor& out, const Tensor& mean, const Ten
   const Result result(*this, out, DType::f32);
   const Shape flat{g.N, g.C, g.HxW}, statistics{g.N, g.groups};
   const Tensor image = dense(x, DType::f32).view(flat), y = result.tensor().view(flat);
-  const Tensor gain = weight ? dense(weight) : filled({g.C}, 1), shift = bias ? dense(bias) : filled({g.C}, 0);
+  const Tensor gain = weight ? dense(weight) : filled({g.C}, 1),
+               shift = bias ? dense(bias) : filled({g.C}, 0);
   launch_("group_norm", ops().aclnnGroupNorm, image, gain, shift, g.N, g.C, g.HxW, g.groups, f64{args.eps}, y,
           mean.view(statistics), rstd.view(statistics));
   if (silu) launch_("group_norm_silu", ops().aclnnSilu, y, y);
@@ -129,7 +129,8 @@ Declined AscendBackend::group_norm_silu(const Tensor& out, const Tensor& mean, c
   const Result result(*this, out, DType::f32);
   const Shape flat{g.N, g.C, g.HxW}, statistics{g.N, g.groups};
   const Tensor image = dense(x, DType::f32).view(flat);
-  const Tensor gain = weight ? dense(weight) : filled({g.C}, 1), shift = bias ? dense(bias) : filled({g.C}, 0);
+  const Tensor gain = weight ? dense(weight) : filled({g.C}, 1),
+               shift = bias ? dense(bias) : filled({g.C}, 0);
   launch_("group_norm_silu", ops().aclnnGroupNormSilu, image, gain, shift, g.groups, f64{args.eps},
           result.tensor().view(flat), mean.view(statistics), rstd.view(statistics));
   result.finish();

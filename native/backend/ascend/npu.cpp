@@ -248,7 +248,8 @@ void Npu::synchronize(const char* op) {
   // What operators did wrong shows here.
   const AclStatus status = acl().aclrtSynchronizeStream(stream_);
   if (status != kAclSuccess)
-    fail_acl(acl(), status, std::string(op) + ": aclrtSynchronizeStream: work on ascend:" + std::to_string(index_));
+    fail_acl(acl(), status,
+             std::string(op) + ": aclrtSynchronizeStream: work on ascend:" + std::to_string(index_));
 }
 
 void Npu::await(const DeviceEvent& event, const char* op) {

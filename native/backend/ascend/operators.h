@@ -39,89 +39,82 @@ using Execute = AclStatus (*)(void* workspace, std::uint64_t bytes, aclOpExecuto
                               AclStream stream);
 
 // X(name, (parameters))
-#define DANCEFLUX_ACLNN_MATRIX(X)                                                                      \
-  X(aclnnMm, (In a, In b, Out out, i8 cube))                                                           \
-  X(aclnnMatmul, (In a, In b, Out out, i8 cube))                                                       \
-  X(aclnnAddmm, (In bias, In a, In b, Number beta, Number alpha, Out out, i8 cube))                    \
-  X(aclnnInplaceAddmm, (Out sum, In a, In b, Number beta, Number alpha, i8 cube))                      \
-  X(aclnnConvolution,                                                                                  \
-    (In x, In weight, In bias, Ints stride, Ints padding, Ints dilation, bool transposed,              \
-     Ints output_padding, i64 groups, Out out, i8 cube))                                               \
-  X(aclnnConvolutionBackward,                                                                          \
-    (In dy, In x, In weight, Ints bias_sizes, Ints stride, Ints padding, Ints dilation,                \
-     bool transposed, Ints output_padding, int groups, Bools mask, i8 cube, Out dx, Out dweight,       \
-     Out dbias))
+#define DANCEFLUX_ACLNN_MATRIX(X)                                                                           \
+  X(aclnnMm, (In a, In b, Out out, i8 cube))                                                                \
+  X(aclnnMatmul, (In a, In b, Out out, i8 cube))                                                            \
+  X(aclnnAddmm, (In bias, In a, In b, Number beta, Number alpha, Out out, i8 cube))                         \
+  X(aclnnInplaceAddmm, (Out sum, In a, In b, Number beta, Number alpha, i8 cube))                           \
+  X(aclnnConvolution, (In x, In weight, In bias, Ints stride, Ints padding, Ints dilation, bool transposed, \
+                       Ints output_padding, i64 groups, Out out, i8 cube))                                  \
+  X(aclnnConvolutionBackward,                                                                               \
+    (In dy, In x, In weight, Ints bias_sizes, Ints stride, Ints padding, Ints dilation, bool transposed,    \
+     Ints output_padding, int groups, Bools mask, i8 cube, Out dx, Out dweight, Out dbias))
 
-#define DANCEFLUX_ACLNN_NORM(X)                                                                        \
-  X(aclnnLayerNorm,                                                                                    \
-    (In x, Ints shape, In weight, In bias, f64 eps, Out out, Out mean, Out rstd))                      \
-  X(aclnnLayerNormBackward,                                                                            \
-    (In dy, In x, Ints shape, In mean, In rstd, In weight, In bias, Bools mask, Out dx, Out dweight,   \
-     Out dbias))                                                                                       \
-  X(aclnnRmsNorm, (In x, In gamma, f64 eps, Out out, Out rstd))                                        \
-  X(aclnnRmsNormGrad, (In dy, In x, In rstd, In gamma, Out dx, Out dgamma))                            \
-  X(aclnnGroupNorm,                                                                                    \
-    (In x, In gamma, In beta, i64 N, i64 C, i64 HxW, i64 groups, f64 eps, Out out, Out mean,           \
-     Out rstd))                                                                                        \
-  X(aclnnGroupNormSilu, (In x, In gamma, In beta, i64 groups, f64 eps, Out out, Out mean, Out rstd))   \
-  X(aclnnGroupNormBackward,                                                                            \
-    (In dy, In x, In mean, In rstd, In gamma, i64 N, i64 C, i64 HxW, i64 groups, Bools mask, Out dx,   \
-     Out dgamma, Out dbeta))
+#define DANCEFLUX_ACLNN_NORM(X)                                                                          \
+  X(aclnnLayerNorm, (In x, Ints shape, In weight, In bias, f64 eps, Out out, Out mean, Out rstd))        \
+  X(aclnnLayerNormBackward, (In dy, In x, Ints shape, In mean, In rstd, In weight, In bias, Bools mask,  \
+                             Out dx, Out dweight, Out dbias))                                            \
+  X(aclnnRmsNorm, (In x, In gamma, f64 eps, Out out, Out rstd))                                          \
+  X(aclnnRmsNormGrad, (In dy, In x, In rstd, In gamma, Out dx, Out dgamma))                              \
+  X(aclnnGroupNorm,                                                                                      \
+    (In x, In gamma, In beta, i64 N, i64 C, i64 HxW, i64 groups, f64 eps, Out out, Out mean, Out rstd))  \
+  X(aclnnGroupNormSilu, (In x, In gamma, In beta, i64 groups, f64 eps, Out out, Out mean, Out rstd))     \
+  X(aclnnGroupNormBackward, (In dy, In x, In mean, In rstd, In gamma, i64 N, i64 C, i64 HxW, i64 groups, \
+                             Bools mask, Out dx, Out dgamma, Out dbeta))
 
 // Attention and the rotation of queries and keys. BSND: batch, tokens, heads, head width.
-#define DANCEFLUX_ACLNN_ATTENTION(X)                                                                   \
-  X(aclnnFlashAttentionScore,                                                                          \
-    (In q, In k, In v, In bias, In drop_mask, In padding_mask, In mask, Ints prefix, f64 scale,        \
-     f64 keep, i64 previous, i64 next, i64 heads, Text layout, i64 inner_precise, i64 sparse_mode,     \
-     Out softmax_max, Out softmax_sum, Out softmax_out, Out out))                                      \
-  X(aclnnFlashAttentionScoreGrad,                                                                      \
-    (In q, In k, In v, In dy, In bias, In drop_mask, In padding_mask, In mask, In softmax_max,         \
-     In softmax_sum, In softmax_in, In out, Ints prefix, f64 scale, f64 keep, i64 previous, i64 next,  \
-     i64 heads, Text layout, i64 inner_precise, i64 sparse_mode, Out dq, Out dk, Out dv, Out dbias))   \
+#define DANCEFLUX_ACLNN_ATTENTION(X)                                                                      \
+  X(aclnnFlashAttentionScore,                                                                             \
+    (In q, In k, In v, In bias, In drop_mask, In padding_mask, In mask, Ints prefix, f64 scale, f64 keep, \
+     i64 previous, i64 next, i64 heads, Text layout, i64 inner_precise, i64 sparse_mode, Out softmax_max, \
+     Out softmax_sum, Out softmax_out, Out out))                                                          \
+  X(aclnnFlashAttentionScoreGrad,                                                                         \
+    (In q, In k, In v, In dy, In bias, In drop_mask, In padding_mask, In mask, In softmax_max,            \
+     In softmax_sum, In softmax_in, In out, Ints prefix, f64 scale, f64 keep, i64 previous, i64 next,     \
+     i64 heads, Text layout, i64 inner_precise, i64 sparse_mode, Out dq, Out dk, Out dv, Out dbias))      \
   X(aclnnRotaryPositionEmbedding, (In x, In cos, In sin, i64 mode, Out out))
 
-#define DANCEFLUX_ACLNN_ELEMENTS(X)                                                                    \
-  X(aclnnInplaceCopy, (Out to, In from))                                                               \
-  X(aclnnInplaceFillScalar, (Out x, Number value))                                                     \
-  X(aclnnAdd, (In a, In b, Number alpha, Out out))                                                     \
-  X(aclnnSub, (In a, In b, Number alpha, Out out))                                                     \
-  X(aclnnMul, (In a, In b, Out out))                                                                   \
-  X(aclnnDiv, (In a, In b, Out out))                                                                   \
-  X(aclnnMaximum, (In a, In b, Out out))                                                               \
-  X(aclnnMinimum, (In a, In b, Out out))                                                               \
-  X(aclnnAdds, (In x, Number other, Number alpha, Out out))                                            \
-  X(aclnnMuls, (In x, Number factor, Out out))                                                         \
-  X(aclnnAddcmul, (In x, In a, In b, Number value, Out out))                                           \
-  X(aclnnClamp, (In x, Number low, Number high, Out out))                                              \
-  X(aclnnExp, (In x, Out out))                                                                         \
-  X(aclnnLog, (In x, Out out))                                                                         \
-  X(aclnnSqrt, (In x, Out out))                                                                        \
-  X(aclnnRsqrt, (In x, Out out))                                                                       \
-  X(aclnnReciprocal, (In x, Out out))                                                                  \
-  X(aclnnTanh, (In x, Out out))                                                                        \
-  X(aclnnTanhBackward, (In dy, In y, Out dx))                                                          \
-  X(aclnnSigmoid, (In x, Out out))                                                                     \
-  X(aclnnSigmoidBackward, (In dy, In y, Out dx))                                                       \
-  X(aclnnSilu, (In x, Out out))                                                                        \
-  X(aclnnSiluBackward, (In dy, In x, Out dx))                                                          \
-  X(aclnnGeluV2, (In x, i64 approximate, Out out))                                                     \
-  X(aclnnGeluBackwardV2, (In dy, In x, Text approximate, Out dx))                                      \
-  X(aclnnSwish, (In x, Number beta, Out out))                                                          \
+#define DANCEFLUX_ACLNN_ELEMENTS(X)                               \
+  X(aclnnInplaceCopy, (Out to, In from))                          \
+  X(aclnnInplaceFillScalar, (Out x, Number value))                \
+  X(aclnnAdd, (In a, In b, Number alpha, Out out))                \
+  X(aclnnSub, (In a, In b, Number alpha, Out out))                \
+  X(aclnnMul, (In a, In b, Out out))                              \
+  X(aclnnDiv, (In a, In b, Out out))                              \
+  X(aclnnMaximum, (In a, In b, Out out))                          \
+  X(aclnnMinimum, (In a, In b, Out out))                          \
+  X(aclnnAdds, (In x, Number other, Number alpha, Out out))       \
+  X(aclnnMuls, (In x, Number factor, Out out))                    \
+  X(aclnnAddcmul, (In x, In a, In b, Number value, Out out))      \
+  X(aclnnClamp, (In x, Number low, Number high, Out out))         \
+  X(aclnnExp, (In x, Out out))                                    \
+  X(aclnnLog, (In x, Out out))                                    \
+  X(aclnnSqrt, (In x, Out out))                                   \
+  X(aclnnRsqrt, (In x, Out out))                                  \
+  X(aclnnReciprocal, (In x, Out out))                             \
+  X(aclnnTanh, (In x, Out out))                                   \
+  X(aclnnTanhBackward, (In dy, In y, Out dx))                     \
+  X(aclnnSigmoid, (In x, Out out))                                \
+  X(aclnnSigmoidBackward, (In dy, In y, Out dx))                  \
+  X(aclnnSilu, (In x, Out out))                                   \
+  X(aclnnSiluBackward, (In dy, In x, Out dx))                     \
+  X(aclnnGeluV2, (In x, i64 approximate, Out out))                \
+  X(aclnnGeluBackwardV2, (In dy, In x, Text approximate, Out dx)) \
+  X(aclnnSwish, (In x, Number beta, Out out))                     \
   X(aclnnSwishBackward, (In dy, In x, Number beta, Out dx))
 
-#define DANCEFLUX_ACLNN_ROWS(X)                                                                        \
-  X(aclnnReduceSum, (In x, Ints axes, bool keep, AclDataType dtype, Out out))                          \
-  X(aclnnMean, (In x, Ints axes, bool keep, AclDataType dtype, Out out))                               \
-  X(aclnnAmax, (In x, Ints axes, bool keep, Out out))                                                  \
-  X(aclnnSoftmaxBackward, (In dy, In y, i64 axis, Out dx))                                             \
-  X(aclnnEmbedding, (In table, In ids, Out out))                                                       \
-  X(aclnnIndexAdd, (In x, i64 axis, In ids, In rows, Number alpha, Out out))                           \
-  X(aclnnApplyAdamWV2,                                                                                 \
-    (Out parameter, Out m, Out v, Out max_norm, In gradient, In step, f32 lr, f32 beta1, f32 beta2,    \
-     f32 weight_decay, f32 eps, bool amsgrad, bool maximize))
+#define DANCEFLUX_ACLNN_ROWS(X)                                                                             \
+  X(aclnnReduceSum, (In x, Ints axes, bool keep, AclDataType dtype, Out out))                               \
+  X(aclnnMean, (In x, Ints axes, bool keep, AclDataType dtype, Out out))                                    \
+  X(aclnnAmax, (In x, Ints axes, bool keep, Out out))                                                       \
+  X(aclnnSoftmaxBackward, (In dy, In y, i64 axis, Out dx))                                                  \
+  X(aclnnEmbedding, (In table, In ids, Out out))                                                            \
+  X(aclnnIndexAdd, (In x, i64 axis, In ids, In rows, Number alpha, Out out))                                \
+  X(aclnnApplyAdamWV2, (Out parameter, Out m, Out v, Out max_norm, In gradient, In step, f32 lr, f32 beta1, \
+                        f32 beta2, f32 weight_decay, f32 eps, bool amsgrad, bool maximize))
 
-#define DANCEFLUX_ACLNN_OPERATORS(X)                                                                   \
-  DANCEFLUX_ACLNN_MATRIX(X)                                                                            \
+#define DANCEFLUX_ACLNN_OPERATORS(X) \
+  DANCEFLUX_ACLNN_MATRIX(X)          \
   DANCEFLUX_ACLNN_NORM(X) DANCEFLUX_ACLNN_ATTENTION(X) DANCEFLUX_ACLNN_ELEMENTS(X) DANCEFLUX_ACLNN_ROWS(X)
 
 struct Operators {

@@ -10,8 +10,7 @@ constexpr std::int64_t kMostPairs = 1000;  // of batch and head, in interleave m
 }  // namespace
 
 Declined AscendBackend::no_rotary(const Tensor& x) const {
-  if (!ops().aclnnRotaryPositionEmbedding.found())
-    return "this CANN has no aclnnRotaryPositionEmbedding";
+  if (!ops().aclnnRotaryPositionEmbedding.found()) return "this CANN has no aclnnRotaryPositionEmbedding";
   if (!knows_bf16(npu_->cann().chip)) return "aclnnRotaryPositionEmbedding is for A2 and later chips";
   if (x.dim(3) >= kMostWidth)
     return "head width " + std::to_string(x.dim(3)) + " is not below " + std::to_string(kMostWidth);

@@ -36,8 +36,8 @@ struct OperatorLibraries {
   std::vector<std::string> paths;  // in the order of preference
   std::vector<std::string> notes;  // what was left out, and why
 };
-/// Libraries of operators: those of users first (ASCEND_CUSTOM_OPP_PATH, then the vendors of ASCEND_OPP_PATH by
-/// their load_priority), then libopapi_<domain>.so (CANN 9), then libopapi.so (CANN 8), then what some
+/// Libraries of operators: those of users first (ASCEND_CUSTOM_OPP_PATH, then the vendors of ASCEND_OPP_PATH
+/// by their load_priority), then libopapi_<domain>.so (CANN 9), then libopapi.so (CANN 8), then what some
 /// releases split it into.
 OperatorLibraries operator_libraries(const Surroundings& here);
 

@@ -39,17 +39,19 @@ DeterminismPlan plan_determinism(Determinism level, const CannVersion& version) 
   if (level == Determinism::run_to_run) return {{{kOptDeterministic, 1}}, 1, repeats, true};
   if (version.major >= 9)
     return {{{kOptDeterministic, 3}}, 3, repeats + "; a row's bits do not depend on its batch", true};
-  const std::string named = version.major == 0 ? version.text + " does not say its version and" : "CANN " + version.text;
+  const std::string named =
+      version.major == 0 ? version.text + " does not say its version and" : "CANN " + version.text;
   if (version.major == 8 && version.minor >= 5)
     return {{{kOptDeterministic, 1}, {kOptStrongConsistency, 1}},
             1,
             repeats + "; a row's bits do not depend on its place, but " + named +
                 " promises nothing of its batch",
             false};
-  return {{{kOptDeterministic, 1}},
-          1,
-          repeats + "; " + named + " promises nothing of a row's batch: keep rollout and update batches equal",
-          false};
+  return {
+      {{kOptDeterministic, 1}},
+      1,
+      repeats + "; " + named + " promises nothing of a row's batch: keep rollout and update batches equal",
+      false};
 }
 
 }  // namespace danceflux::ascend

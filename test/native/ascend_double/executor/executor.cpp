@@ -101,7 +101,8 @@ aclnnStatus launch_op(const char* name, void* workspace, std::uint64_t size, acl
   }
   Stream& stream = stream_of(stream_handle);
   if (stream.context->device != executor.device)
-    refuse(ACLNN_ERR_PARAM_INVALID, "planned on device %d, run on device %d", executor.device, stream.context->device);
+    refuse(ACLNN_ERR_PARAM_INVALID, "planned on device %d, run on device %d", executor.device,
+           stream.context->device);
   if (executor.workspace > 0) {
     std::string reason = size < executor.workspace
                              ? text_of("a workspace of %llu bytes where phase 1 asked for %llu",
@@ -135,14 +136,16 @@ ENTRY(base, aclDestroyAclOpExecutor, aclOpExecutor* handle) {
   return ACL_SUCCESS;
 }
 
-// ---- new addresses for a repeatable executor ------------------------------------------------------------------------------------
+// ---- new addresses for a repeatable executor
+// ------------------------------------------------------------------------------------
 enum class Among { inputs, outputs, both };
 
 static bool belongs(const Slot& slot, Among among) {
   return among == Among::both || slot.output == (among == Among::outputs);
 }
 
-static int set_address(aclOpExecutor* handle, std::size_t index, aclTensor* tensor, void* address, Among among) {
+static int set_address(aclOpExecutor* handle, std::size_t index, aclTensor* tensor, void* address,
+                       Among among) {
   if (!tensor) refuse(ACLNN_ERR_INNER_NULLPTR, "the tensor is NULL");
   aclOpExecutor& executor = executor_of(handle);
   if (!executor.repeatable) violation("an address was set in an executor that is not repeatable");
@@ -158,10 +161,11 @@ static int set_address(aclOpExecutor* handle, std::size_t index, aclTensor* tens
   refuse(ACLNN_ERR_PARAM_INVALID, "there is no tensor of that index");
 }
 
-static int set_list_address(aclOpExecutor* handle, std::size_t list, std::size_t index, aclTensorList* tensors_list,
-                            void* address, Among among) {
+static int set_list_address(aclOpExecutor* handle, std::size_t list, std::size_t index,
+                            aclTensorList* tensors_list, void* address, Among among) {
   if (!tensors_list) refuse(ACLNN_ERR_INNER_NULLPTR, "the list is NULL");
-  if (index >= tensors_list->members.size()) refuse(ACLNN_ERR_PARAM_INVALID, "there is no member of that index");
+  if (index >= tensors_list->members.size())
+    refuse(ACLNN_ERR_PARAM_INVALID, "there is no member of that index");
   aclOpExecutor& executor = executor_of(handle);
   // A list counts as one tensor of the op's signature.
   std::size_t ordinal = 0;
@@ -180,9 +184,9 @@ static int set_list_address(aclOpExecutor* handle, std::size_t list, std::size_t
   refuse(ACLNN_ERR_PARAM_INVALID, "there is no list of that index");
 }
 
-#define ADDRESS_SETTER(name, among)                                                                    \
-  ENTRY(base, name, aclOpExecutor* executor, std::size_t index, aclTensor* tensor, void* address) {    \
-    return set_address(executor, index, tensor, address, Among::among);                                \
+#define ADDRESS_SETTER(name, among)                                                                 \
+  ENTRY(base, name, aclOpExecutor* executor, std::size_t index, aclTensor* tensor, void* address) { \
+    return set_address(executor, index, tensor, address, Among::among);                             \
   }
 ADDRESS_SETTER(aclSetInputTensorAddr, inputs)
 ADDRESS_SETTER(aclSetOutputTensorAddr, outputs)
@@ -191,10 +195,10 @@ ADDRESS_SETTER(AclSetInputTensorAddr, inputs)
 ADDRESS_SETTER(AclSetOutputTensorAddr, outputs)
 ADDRESS_SETTER(AclSetTensorAddr, both)
 
-#define LIST_ADDRESS_SETTER(name, among)                                                               \
-  ENTRY(base, name, aclOpExecutor* executor, std::size_t list, std::size_t index, aclTensorList* all,  \
-        void* address) {                                                                               \
-    return set_list_address(executor, list, index, all, address, Among::among);                        \
+#define LIST_ADDRESS_SETTER(name, among)                                                              \
+  ENTRY(base, name, aclOpExecutor* executor, std::size_t list, std::size_t index, aclTensorList* all, \
+        void* address) {                                                                              \
+    return set_list_address(executor, list, index, all, address, Among::among);                       \
   }
 LIST_ADDRESS_SETTER(aclSetDynamicInputTensorAddr, inputs)
 LIST_ADDRESS_SETTER(aclSetDynamicOutputTensorAddr, outputs)

@@ -6,8 +6,8 @@ namespace ascend_double {
 namespace {
 
 struct Product {
-  Operand a, b, out;   // [..., M, K], [..., K, N], [..., M, N]
-  Operand added;       // beta * added, broadcast to out; may be undefined
+  Operand a, b, out;  // [..., M, K], [..., K, N], [..., M, N]
+  Operand added;      // beta * added, broadcast to out; may be undefined
   float alpha = 1, beta = 1;
   Precision precision;
   bool deterministic = false;
@@ -72,7 +72,8 @@ void as_matrix(Operand& operand, bool row) {
   operand.strides.insert(row ? operand.strides.begin() : operand.strides.end(), 0);
 }
 
-void plan_matmul(Plan& plan, Tensor x, Tensor y, Tensor z, int cube_math_type, int least_rank, int most_rank) {
+void plan_matmul(Plan& plan, Tensor x, Tensor y, Tensor z, int cube_math_type, int least_rank,
+                 int most_rank) {
   Product product;
   product.a = plan.in(x, "self", kFloats, least_rank, most_rank);
   product.b = plan.in(y, "mat2", kFloats, least_rank, most_rank);
@@ -121,8 +122,8 @@ OP(nn, Dot, Tensor x, Tensor y, Out z) {
   };
 }
 
-static void plan_addmm(Plan& plan, Tensor added, Tensor x, Tensor y, Scalar beta, Scalar alpha, Tensor z, int cube,
-                       int rank) {
+static void plan_addmm(Plan& plan, Tensor added, Tensor x, Tensor y, Scalar beta, Scalar alpha, Tensor z,
+                       int cube, int rank) {
   Product product;
   product.added = plan.in(added, "self", kFloats);
   product.a = plan.in(x, "mat1", kFloats, rank, rank);
@@ -155,8 +156,8 @@ OP(nn, InplaceBaddbmm, Out self, Tensor x, Tensor y, Scalar beta, Scalar alpha, 
 }
 
 // op(A) op(B) alpha + C beta; a flag other than 0 transposes.
-OP(nn, Gemm, Tensor x, Tensor y, Tensor z, float alpha, float beta, std::int64_t transpose_a, std::int64_t transpose_b,
-   Out out, std::int8_t cube) {
+OP(nn, Gemm, Tensor x, Tensor y, Tensor z, float alpha, float beta, std::int64_t transpose_a,
+   std::int64_t transpose_b, Out out, std::int8_t cube) {
   Product product;
   product.a = plan.in(x, "A", kFloats, 2, 2);
   product.b = plan.in(y, "B", kFloats, 2, 2);

@@ -1,0 +1,156 @@
+// Collectives of HCCL, ranks as threads, each with an NPU of its own. Runs where DANCEFLUX_TEST_BACKEND names
+// an Ascend device: on hardware with at least four, or on the test double.
+#include <dlfcn.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+
+#include "backend/registry.h"
+#include "collective_checks.h"
+#include "core/error.h"
+#include "harness.h"
+#include "ranks.h"
+
+using namespace danceflux;
+using namespace danceflux::test;
+
+namespace {
+
+RanksOptions over_hccl(double timeout_seconds = 60, const char* engine_options = "{}") {
+  const char* name = std::getenv("DANCEFLUX_TEST_BACKEND");
+  if (!name || std::strncmp(name, "ascend", 6) != 0)
+    throw Skipped{"DANCEFLUX_TEST_BACKEND names no Ascend device"};
+  return {"hccl", timeout_seconds, engine_options, "ascend", "{}"};
+}
+
+void check_has(const std::string& text, const std::string& part) {
+  if (text.find(part) == std::string::npos)
+    fail_at(__FILE__, __LINE__, "expected \"", part, "\" in \"", text, "\"");
+}
+
+void pause_for(double seconds) { std::this_thread::sleep_for(std::chrono::duration<double>(seconds)); }
+
+/// What the host hears of a call and of what follows it.
+std::string heard(const Rank& rank, const std::function<Event()>& call) {
+  return message_of([&] {
+    rank.wait(call());
+    rank.device.synchronize();
+  });
+}
+
+}  // namespace
+
+TEST("hccl ranks: exact integers on 1 to 4 ranks") {
+  for (int size = 1; size <= 4; ++size) {
+    on_threads(size, over_hccl(), [](const Rank& rank) { check_everything(rank, {0, 1, 57, 1009, 20003}); });
+  }
+}
+
+TEST("hccl ranks: sums are made in the pairwise tree, as everywhere") {
+  const char* const strict = R"({"bufferSizeMiB": 64, "deterministic": "strict"})";
+  for (int size = 2; size <= 4; ++size) {
+    on_threads(size, over_hccl(60, strict), [](const Rank& rank) {
+      for (const DType dtype : kDTypes)
+        for (const std::int64_t count : {5, 3001}) check_tree(rank, dtype, count);
+    });
+  }
+}
+
+TEST("hccl ranks: ordered sums of more than is gathered at once") {
+  on_threads(3, over_hccl(), [](const Rank& rank) {
+    constexpr std::int64_t kCount = 6000001;
+    const Tensor x = rank.device.empty({kCount});
+    const std::vector<float> mine = numbers(kCount, rank.rank);
+    rank.device.upload(x, mine.data());
+    rank.wait(rank.communicator.all_reduce(x, {CollectiveReduce::sum, true}));
+    check_same(downloaded(rank.device, x), reduced(kCount, 3, CollectiveReduce::sum), "ordered sum");
+  });
+}
+
+TEST("hccl ranks: collectives run beside the device's own work, in the order that events ask for") {
+  on_threads(2, over_hccl(), [](const Rank& rank) {
+    Backend& device = rank.device;
+    const Tensor x = device.empty({5000}), y = device.empty({5000});
+    for (int turn = 1; turn <= 20; ++turn) {
+      device.fill(x, static_cast<float>(turn));
+      const Event event = rank.communicator.all_reduce(x, {});
+      device.fill(y, -1);  // beside it
+      rank.wait(event);
+      device.binary(BinaryOp::add, y, x, y, 1);
+      check_same(downloaded(device, y), std::vector<float>(5000, static_cast<float>(2 * turn - 1)), "sum");
+    }
+  });
+}
+
+TEST("hccl ranks: a rank that does not come ends the wait at the deadline, and the device with it") {
+  on_threads(2, over_hccl(0.5), [](const Rank& rank) {
+    const Tensor x = rank.device.empty({1000});
+    rank.device.fill(x, 1);
+    CHECK_EQ(heard(rank, [&] { return rank.communicator.all_reduce(x, {}); }), "");
+    if (rank.rank == 1) return pause_for(1.5);
+    const auto start = std::chrono::steady_clock::now();
+    const std::string told = heard(rank, [&] { return rank.communicator.all_reduce(x, {}); });
+    CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(20));
+    check_has(told, "all_reduce 2: rank 0 waited 0.5 s for the other ranks");
+    check_has(heard(rank, [&] { return rank.communicator.barrier(); }),
+              "barrier 3: all_reduce 2: rank 0 waited");
+    check_has(message_of([&] { downloaded(rank.device, x); }), "all_reduce 2");
+  });
+}
+
+TEST("hccl ranks: abort ends what waits") {
+  on_threads(2, over_hccl(), [](const Rank& rank) {
+    rank.wait(rank.communicator.barrier());
+    rank.device.synchronize();
+    if (rank.rank == 1) return pause_for(1);
+    const Event event = rank.communicator.barrier();
+    std::thread([&] {
+      pause_for(0.1);
+      rank.communicator.abort("enough");
+    }).join();
+    CHECK_EQ(heard(rank, [&] { return event; }), "aborted: enough");
+    CHECK_EQ(heard(rank, [&] { return rank.communicator.barrier(); }), "barrier 3: aborted: enough");
+  });
+}
+
+TEST("hccl ranks: what HCCL refuses is told with its words") {
+  on_threads(2, over_hccl(), [](const Rank& rank) {
+    const auto set_fault = reinterpret_cast<void (*)(const char*, std::uint64_t, int)>(
+        dlsym(RTLD_DEFAULT, "ascend_double_set_fault"));
+    if (!set_fault || rank.rank == 1) return;
+    const Tensor x = rank.device.empty({10});
+    rank.device.fill(x, 1);
+    set_fault("HcclAllReduce", 1, 4);
+    const std::string told = heard(rank, [&] { return rank.communicator.all_reduce(x, {}); });
+    check_has(told, "all_reduce 1: HcclAllReduce: expected success, got 4 (an inner failure): ");
+    check_has(heard(rank, [&] { return rank.communicator.barrier(); }), "barrier 2: all_reduce 1: ");
+  });
+}
+
+TEST("hccl ranks: connecting has a deadline, and offers and tensors are checked") {
+  const RanksOptions hccl = over_hccl();
+  const auto device = open_backend("ascend", 0, "{}");
+  const auto make = [&](int rank) { return make_communicator_setup("hccl", device, {rank, 2, 0.3, "{}"}); };
+  const auto first = make(0), second = make(1);
+  std::vector<std::string> offers = {first->offer(), second->offer()};
+  const auto refused = [&](const std::vector<std::string>& changed, const std::string& told) {
+    check_has(message_of([&] { first->connect(changed); }), told);
+  };
+  refused({offers[0]}, "expected 2 offers, got 1");
+  refused({offers[0], ""}, "rank 1: expected an offer of hccl");
+  refused({offers[0].substr(0, 400), offers[1]}, "rank 0: expected an offer of hccl");
+  refused({offers[1], offers[0]}, "rank 0: expected an offer of hccl");
+  refused(offers, "rank 0 of 2 did not meet all others within 0.3 s");
+  CHECK_THROWS("ERR_OPTION", make_communicator_setup("hccl", device, {0, 2, 1, R"({"buffer": 1})"}));
+  CHECK_THROWS("ERR_DEVICE", make_communicator_setup("hccl", open_backend("cpu", 0, "{}"), {0, 2, 1, "{}"}));
+  on_threads(1, hccl, [](const Rank& rank) {
+    const Tensor x = rank.device.empty({12});
+    CHECK_THROWS("ERR_SHAPE", rank.communicator.all_reduce(x.view({3, 4}).transpose(0, 1), {}));
+    CHECK_THROWS("ERR_DTYPE", rank.communicator.all_reduce(rank.device.empty({4}, DType::i32), {}));
+    CHECK_THROWS("ERR_SHAPE", rank.communicator.reduce_scatter(rank.device.empty({11}), x, {}));
+    CHECK_THROWS("ERR_ARGUMENT", rank.communicator.broadcast(x, 1));
+    check_has(rank.communicator.description(), "HCCL of CANN");
+  });
+}
