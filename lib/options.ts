@@ -31,7 +31,14 @@ export interface CpuOptions {
   isa?: string;
 }
 
-export interface DeviceOptions extends CpuOptions {
+export interface CudaOptions {
+  /** Products of f32 through TF32, which keeps 10 bits of 23: faster, and not what f32 says. Default false. */
+  tf32?: boolean;
+  /** Wait for the device after every op, so that an error names the op that made it. Slow; to find a fault. Default false. */
+  synchronous?: boolean;
+}
+
+export interface DeviceOptions extends CpuOptions, CudaOptions {
   /** Default `strict`. The CPU is always strict. */
   determinism?: Determinism;
   /** Of collectives among Ascend devices; ranks of a group may give them to `initGroup` as well. */
@@ -51,6 +58,7 @@ const oneOf =
   (value) =>
     allowed.includes(value) ? undefined : allowed.map((entry) => JSON.stringify(entry)).join(", ");
 
+const SWITCH = oneOf(true, false);
 const DETERMINISM = oneOf("off", "run-to-run", "strict");
 
 /** Options of a collective library, as the table in lib/distributed/options.ts has them. */
@@ -69,7 +77,7 @@ const KNOWN: Record<string, Record<string, Check>> = {
     isa: oneOf("portable", "avx2", "avx512", "neon"),
     determinism: DETERMINISM,
   },
-  cuda: { determinism: DETERMINISM, ...collective("nccl") },
+  cuda: { determinism: DETERMINISM, tf32: SWITCH, synchronous: SWITCH, ...collective("nccl") },
   ascend: { determinism: DETERMINISM, ...collective("hccl") },
 };
 
