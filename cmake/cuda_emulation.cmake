@@ -24,3 +24,16 @@ endfunction()
 danceflux_fake_library(cublaslt libcublasLt.so.13)
 danceflux_fake_library(nccl libnccl.so.2)
 danceflux_fake_library(cudnn libcudnn.so.9)
+
+# The same as a plugin, so that whole programs run on it: DANCEFLUX_PLUGIN_PATH=<build>/emulated-cuda and
+# DANCEFLUX_CUDA_LIBRARIES=<build>/fake-cuda make "cuda:0" an emulated card. Slow: for tiny models.
+add_library(danceflux_cuda_emulated_plugin MODULE ${PROJECT_SOURCE_DIR}/native/backend/cuda/cuda_plugin.cpp
+  $<TARGET_OBJECTS:danceflux_cuda_emulated>)
+set_target_properties(danceflux_cuda_emulated_plugin PROPERTIES PREFIX "" SUFFIX ".so" OUTPUT_NAME danceflux_cuda
+  LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/emulated-cuda)
+target_include_directories(danceflux_cuda_emulated_plugin PRIVATE ${emulation} ${emulation}/stand_in)
+target_compile_definitions(danceflux_cuda_emulated_plugin PRIVATE DANCEFLUX_CUDA_EMULATED=1)
+target_link_libraries(danceflux_cuda_emulated_plugin PRIVATE danceflux_core)
+danceflux_compile(danceflux_cuda_emulated_plugin)
+danceflux_runtime(danceflux_cuda_emulated_plugin)
+add_dependencies(danceflux_cuda_emulated_plugin danceflux_fake_cublaslt danceflux_fake_nccl danceflux_fake_cudnn)

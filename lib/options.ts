@@ -47,7 +47,14 @@ export interface AscendOptions {
   executorCache?: number;
 }
 
-export interface DeviceOptions extends CpuOptions {
+export interface CudaOptions {
+  /** Products of f32 through TF32, which keeps 10 bits of 23: faster, and not what f32 says. Default false. */
+  tf32?: boolean;
+  /** Wait for the device after every op, so that an error names the op that made it. Slow; to find a fault. Default false. */
+  synchronous?: boolean;
+}
+
+export interface DeviceOptions extends CpuOptions, CudaOptions {
   /** Default `strict`. The CPU is always strict. */
   determinism?: Determinism;
   ascend?: AscendOptions;
@@ -68,6 +75,7 @@ const oneOf =
   (value) =>
     allowed.includes(value) ? undefined : allowed.map((entry) => JSON.stringify(entry)).join(", ");
 
+const SWITCH = oneOf(true, false);
 const DETERMINISM = oneOf("off", "run-to-run", "strict");
 
 /** Options of a collective library, as the table in lib/distributed/options.ts has them. */
@@ -86,7 +94,7 @@ const KNOWN: Record<string, Record<string, Check>> = {
     isa: oneOf("portable", "avx2", "avx512", "neon"),
     determinism: DETERMINISM,
   },
-  cuda: { determinism: DETERMINISM, ...collective("nccl") },
+  cuda: { determinism: DETERMINISM, tf32: SWITCH, synchronous: SWITCH, ...collective("nccl") },
   ascend: {
     determinism: DETERMINISM,
     "ascend.parity": oneOf(true, false),

@@ -40,17 +40,6 @@ TEST("cuda: the op table runs on emulated kernels, and nothing is declined") {
   CHECK(device->declined().empty());
 }
 
-TEST("cuda: gradients are the same bits again") {
-  for (const char* options : {"{}", R"({"determinism": "run-to-run"})"}) {
-    const auto device = open_emulated_cuda(options);
-    for (const OpCase& row : all_cases()) {
-      if (row.size != Size::test || !row.differentiable) continue;
-      const Columns first = gradient_values(*device, row), second = gradient_values(*device, row);
-      if (first != second) fail_at(__FILE__, __LINE__, row.name, ": expected the same bits again");
-    }
-  }
-}
-
 TEST("cuda: strict has one algorithm for all numbers of rows, run-to-run one for each") {
   const auto rows_alone = [](const char* options) {
     const auto device = open_emulated_cuda(options);

@@ -9,6 +9,7 @@
 #include "backend/cpu/cpu_backend.h"
 #include "harness.h"
 #include "io/tensor_file.h"
+#include "op_readers.h"
 #include "ops/ops.h"
 #include "reference_backend.h"
 
@@ -137,12 +138,14 @@ Tensor input_tensor(Backend& device, const Value& run, const std::string& name) 
 }
 
 void load_case(nn::Module& model, Backend& device, const GoldenCase& source) {
-  model.materialize(device, source.dtype);
+  // Goldens are made in f32 from weights that are stored in this dtype; a device that would keep activations
+  // in it gets the same numbers in f32.
+  const DType dtype = device.activation_dtype(source.dtype) == DType::f32 ? source.dtype : DType::f32;
+  model.materialize(device, dtype);
   for (const CaseParameter& parameter : source.parameters()) {
-    std::vector<char> stored(parameter.values.size() * size_of(source.dtype));
-    convert_elements(stored.data(), source.dtype, parameter.values.data(), DType::f32,
-                     parameter.values.size());
-    model.load(parameter.name, source.dtype, stored.data(), parameter.values.size());
+    std::vector<char> stored(parameter.values.size() * size_of(dtype));
+    convert_elements(stored.data(), dtype, parameter.values.data(), DType::f32, parameter.values.size());
+    model.load(parameter.name, dtype, stored.data(), parameter.values.size());
   }
   CHECK_EQ(model.missing().size(), std::size_t{0});
 }
@@ -167,6 +170,11 @@ double relative_error(const Tensor& got, const Golden& wanted) {
 
 std::shared_ptr<Backend> cpu_device(int threads) { return cpu::open_cpu({.threads = threads, .isa = {}}); }
 
-std::vector<std::shared_ptr<Backend>> model_devices() { return {cpu_device()}; }
+std::vector<std::shared_ptr<Backend>> model_devices() {
+  if (std::getenv("DANCEFLUX_TEST_BACKEND")) return {test_devices().front().device};
+  std::vector<std::shared_ptr<Backend>> devices{cpu_device()};
+  for (const auto& open : more_test_devices()) devices.push_back(open().device);
+  return devices;
+}
 
 }  // namespace danceflux::test

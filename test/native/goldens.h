@@ -74,7 +74,8 @@ void load_case(nn::Module& model, Backend& device, const GoldenCase& source);
 double relative_error(const std::vector<float>& got, const std::vector<double>& wanted);
 double relative_error(const Tensor& got, const Golden& wanted);
 
-/// What models are tested on: plain loops in double, and the CPU.
+/// What models are tested on: the CPU and more_test_devices() (op_readers.h), or what DANCEFLUX_TEST_BACKEND
+/// names.
 std::vector<std::shared_ptr<Backend>> model_devices();
 std::shared_ptr<Backend> cpu_device(int threads = 2);
 

@@ -103,4 +103,17 @@ TEST("gradient: every device agrees with the reference backend") {
   complaints.finish();
 }
 
+TEST("gradient: the same bits again") {
+  for (const auto& [name, device] : test_devices()) {
+    if (name.starts_with("cpu/")) continue;  // there, for every number of threads
+    Complaints complaints;
+    for (const OpCase& row : all_cases()) {
+      if (!is_tested(row) || !takes(*device, row)) continue;
+      if (gradient_values(*device, row) != gradient_values(*device, row))
+        complaints.add(row.name, " on ", name, ": expected the same bits again");
+    }
+    complaints.finish();
+  }
+}
+
 }  // namespace danceflux::test

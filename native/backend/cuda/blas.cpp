@@ -162,6 +162,9 @@ static Product with_rows(Product product, std::int64_t rows) {
   product.n = rows;
   if (product.kind.b_transposed) product.ldb = std::max(product.ldb, (rows + 7) / 8 * 8);
   product.batches = product.kind.batched ? 8 : 1;
+  product.b_step =
+      std::max(product.b_step, product.ldb * (product.kind.b_transposed ? product.kind.k : rows));
+  product.d_step = std::max(product.d_step, product.ldd * rows);
   return product;
 }
 
@@ -195,7 +198,8 @@ bool Blas::choose(const Product& product, Algorithm& chosen) {
   const cublasStatus_t status =
       f.cublasLtMatmulAlgoGetHeuristic(static_cast<cublasLtHandle_t>(handle_), call.operation, call.a, call.b,
                                        call.d, call.d, preference, kCandidates, results, &count);
-  if (status != CUBLAS_STATUS_NOT_SUPPORTED) check_blas(status, "cublasLtMatmulAlgoGetHeuristic", product);
+  // Types or an epilogue that this version does not have: there may be another way.
+  if (status != CUBLAS_STATUS_SUCCESS) return false;
   const auto takes = [&](const cublasLtMatmulAlgo_t& algo, const Product& other) {
     const Call probe(f, other, device_.options().tf32);
     cublasLtMatmulHeuristicResult_t result{};

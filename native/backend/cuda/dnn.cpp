@@ -88,10 +88,10 @@ DnnTensor by_head(cudnnBackendAttributeName_t role, std::int64_t id, const Tenso
 DnnTensor statistics(cudnnBackendAttributeName_t role, std::int64_t id, const Tensor& lse,
                      std::int64_t images) {
   const std::int64_t heads = lse.dim(1), queries = lse.dim(2);
-  return {role, id, DType::f32, {images, heads, queries, 1}, {heads * queries, queries, 1, 1}};
+  return {role, id, DType::f32, {images, heads, queries, 1}, {heads * queries, queries, 1, 1}, false, 4};
 }
 DnnTensor scale_of(cudnnBackendAttributeName_t role, std::int64_t id) {
-  return {role, id, DType::f32, {1, 1, 1, 1}, {1, 1, 1, 1}, true};
+  return {role, id, DType::f32, {1, 1, 1, 1}, {1, 1, 1, 1}, true, 4};
 }
 
 bool fits_attention(std::initializer_list<const Tensor*> tensors, const Tensor& bias,
@@ -101,8 +101,8 @@ bool fits_attention(std::initializer_list<const Tensor*> tensors, const Tensor& 
     if (x->dtype() != DType::bf16 || x->dim(3) % 8 != 0 || x->dim(3) > kMaxWidth || x->strides()[3] != 1 ||
         !aligned(*x))
       return false;
-    for (int axis = 0; axis < 3; ++axis)
-      if (x->dim(axis) > 1 && x->strides()[axis] % 8 != 0) return false;
+    for (int axis = 0; axis < 3; ++axis)  // also of one image: it must take the way that many take
+      if (x->strides()[axis] % 8 != 0) return false;
   }
   return true;
 }
@@ -191,9 +191,10 @@ bool DnnLibrary::conv(ConvPass pass, const Tensor& x, const Tensor& weight, cons
   const ConvRoles& roles = kConvRoles[static_cast<std::size_t>(pass)];
   // A gradient of weights is a sum over images anyway.
   const std::int64_t images = pass == ConvPass::weight ? x.dim(0) : images_at_once(x.dim(0));
-  // An image's own first element must be as aligned as the batch's.
+  // Alone or in a batch, an image takes the same way: so its size decides, not where this one happens to lie.
   for (const Tensor* each : {&x, &y})
-    if (images < x.dim(0) && each->strides()[0] * static_cast<std::int64_t>(size_of(each->dtype())) % 16 != 0)
+    if (pass != ConvPass::weight &&
+        each->strides()[0] * static_cast<std::int64_t>(size_of(each->dtype())) % 16 != 0)
       return false;
   DnnGraph graph{roles.type,
                  {dense_tensor(roles.x, 1, x, images), dense_tensor(roles.weight, 2, weight, weight.dim(0)),

@@ -9,7 +9,6 @@ namespace danceflux::cuda {
 namespace {
 
 constexpr std::int64_t kCandidates = 16, kNotes = 32;
-constexpr std::int64_t kAlignment = 16;
 
 cudnnDataType_t type_of(DType dtype) {
   return dtype == DType::bf16  ? CUDNN_DATA_BFLOAT16
@@ -23,8 +22,7 @@ DnnDescriptor describe(const DnnFunctions& functions, const DnnTensor& tensor) {
   made.set(CUDNN_ATTR_TENSOR_DIMENSIONS, tensor.dims);
   made.set(CUDNN_ATTR_TENSOR_STRIDES, tensor.strides);
   made.set(CUDNN_ATTR_TENSOR_UNIQUE_ID, CUDNN_TYPE_INT64, tensor.id);
-  made.set(CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, CUDNN_TYPE_INT64,
-           tensor.by_value ? std::int64_t{sizeof(float)} : kAlignment);
+  made.set(CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, CUDNN_TYPE_INT64, tensor.alignment);
   if (tensor.by_value) made.set(CUDNN_ATTR_TENSOR_IS_BY_VALUE, CUDNN_TYPE_BOOLEAN, true);
   made.finalize();
   return made;

@@ -72,6 +72,7 @@ struct DnnTensor {
   DType dtype;
   std::vector<std::int64_t> dims, strides;
   bool by_value = false;
+  std::int64_t alignment = 16;  // bytes
 };
 
 struct DnnConvolution {

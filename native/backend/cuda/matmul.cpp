@@ -19,11 +19,13 @@ struct Lines {
 };
 
 Lines lines_of(const Tensor& x) {
+  // One row keeps the step that it has among many: alignment, and with it the kernel, must not hang on their
+  // number.
   const std::int64_t rows = x.dim(-2), columns = x.dim(-1), down = x.strides()[-2], across = x.strides()[-1];
   if ((columns == 1 || across == 1) && (rows == 1 || down >= columns))
-    return {true, false, rows == 1 ? std::max<std::int64_t>(columns, 1) : down};
+    return {true, false, std::max(columns, down)};
   if ((rows == 1 || down == 1) && (columns == 1 || across >= rows))
-    return {true, true, columns == 1 ? std::max<std::int64_t>(rows, 1) : across};
+    return {true, true, std::max(rows, across)};
   return {};
 }
 

@@ -10,7 +10,7 @@ enum class Determinism : unsigned char { off, run_to_run, strict };
 
 struct Options {
   Determinism determinism = Determinism::strict;
-  bool tf32 = false;         // products of f32 through TF32; refused in strict
+  bool tf32 = false;         // products of f32 through TF32, of fewer bits
   bool synchronous = false;  // wait after every op, so that an error names the op that made it
 
   /// Throws ERR_OPTION. Options of collectives (nccl.*, hccl.*) are passed over: every device gets them.
