@@ -200,7 +200,7 @@ const COLUMNS: readonly { name: string; left?: boolean; cell: (finding: Finding)
   { name: "< 0.1 %", cell: ({ distance }) => percentCell(distance?.oneThousandth) },
   { name: "< 0.5 %", cell: ({ distance }) => percentCell(distance?.fiveThousandths) },
   { name: "Euclid", cell: ({ distance }) => scientificCell(distance?.euclidean) },
-  { name: "ulps, 0 to 2^22", cell: ({ distance }) => histogramCell(distance) },
+  { name: "ulps", cell: ({ distance }) => histogramCell(distance) },
   { name: "why", left: true, cell: ({ why }) => `<td class="why">${escaped(why)}</td>` },
 ];
 

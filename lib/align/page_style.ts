@@ -16,6 +16,7 @@ table.sortable th{cursor:pointer;user-select:none;white-space:nowrap}
 table.sortable th[aria-sort=ascending]::after{content:" \\25B2";font-size:10px}table.sortable th[aria-sort=descending]::after{content:" \\25BC";font-size:10px}
 td.name{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:12.5px;min-width:220px;overflow-wrap:anywhere}
 td.value{min-width:104px}
+table.sortable td:has(>.dot){white-space:nowrap}
 svg.ulps{fill:var(--soft);vertical-align:middle}
 td.why{min-width:260px;color:var(--soft)}
 .key-list{display:flex;flex-wrap:wrap;gap:4px 16px;margin:0 0 10px;padding:0;list-style:none;font-size:13px}
