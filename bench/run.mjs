@@ -6,6 +6,7 @@
 //   memory  peak memory of both
 //   scaling iterations of tiny-shapes on one rank and on two, and what ranks hold; `theirs` is the rank alone, one thread per rank
 //   align   what recording costs, and comparing a pair of 1 GB files beside reading them
+//   rope-table   three ways to a rope table on an Ascend device; `theirs` is repeating along the last axis
 //   collectives  all-reduce between --ranks N processes, beside Open MPI, as nccl-tests prints it
 //
 // With --json one object per line: name, ours, theirs, ratio (theirs / ours for times), unit, checked. PyTorch is found through
@@ -14,7 +15,7 @@
 // threads that wait in a loop count as well.
 import { parseArgs } from "node:util";
 
-const BENCHES = ["ops", "step", "wide", "memory", "scaling", "align", "collectives"];
+const BENCHES = ["ops", "step", "wide", "memory", "scaling", "align", "collectives", "rope-table"];
 const { values: options, positionals } = parseArgs({
   allowPositionals: true,
   options: {
@@ -50,7 +51,7 @@ function report({ name, ours, theirs = null, unit, checked, note }) {
 const { run, header = true } = await import(`./${name}.mjs`);
 if (!options.json && header)
   console.log(
-    `${"".padEnd(34)}${"ours".padStart(10)}${(name === "scaling" ? "one rank" : "PyTorch").padStart(10)}`,
+    `${"".padEnd(34)}${"ours".padStart(10)}${({ scaling: "one rank", "rope-table": "repeat" }[name] ?? "PyTorch").padStart(10)}`,
   );
 const good = await run({
   report,

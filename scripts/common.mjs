@@ -74,3 +74,21 @@ export function filesBelow(folder, wanted = () => true) {
     .filter(wanted)
     .sort();
 }
+
+/**
+ * The environment in which the Ascend plugin finds the test double (test/native/ascend_double) as CANN `layout`, "8.1" or "9.0"; `build` is
+ * the folder of the C++ build.
+ */
+export function ascendDouble(layout, build = inRoot("build")) {
+  const home = join(build, "ascend_double", layout);
+  const rest = process.env.LD_LIBRARY_PATH ? `:${process.env.LD_LIBRARY_PATH}` : "";
+  return {
+    ASCEND_HOME_PATH: home,
+    ASCEND_OPP_PATH: join(home, "opp"),
+    LD_LIBRARY_PATH: `${join(home, "lib64")}:${dirname(home)}${rest}`,
+    ASCEND_DOUBLE_DEVICES: "4",
+  };
+}
+
+/** The C++ tests that say something of an Ascend device, by their names. */
+export const ASCEND_TESTS = ["ascend device", "hccl ranks", "ops: ", "gradient: every"];

@@ -1,7 +1,16 @@
 // npm test [-- FILTER...]: installs and builds what is missing, then the C++ tests and the TypeScript tests.
 // With filters only the TypeScript test files whose path contains one. Ends with the line "N passed, N failed".
 import { existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
-import { bin, buildNative, buildTypeScript, ensureInstalled, inRoot, run } from "./common.mjs";
+import {
+  ASCEND_TESTS,
+  ascendDouble,
+  bin,
+  buildNative,
+  buildTypeScript,
+  ensureInstalled,
+  inRoot,
+  run,
+} from "./common.mjs";
 import { runCounted } from "./count.mjs";
 
 const filters = process.argv.slice(2);
@@ -20,7 +29,13 @@ const add = (name, counts) => {
 };
 
 const program = inRoot("build", "danceflux_tests");
-if (filters.length === 0 && !shipped) add("c++", await runCounted(program, []));
+if (filters.length === 0 && !shipped) {
+  add("c++", await runCounted(program, []));
+  for (const layout of ["8.1", "9.0"]) {
+    const env = { ...process.env, ...ascendDouble(layout), DANCEFLUX_TEST_BACKEND: "ascend" };
+    add(`c++, Ascend double as CANN ${layout}`, await runCounted(program, ASCEND_TESTS, { env }));
+  }
+}
 
 const results = inRoot("build", "vitest.json");
 mkdirSync(inRoot("build"), { recursive: true });

@@ -20,14 +20,14 @@ struct RanksOptions {
   std::string engine = "shared-memory";
   double timeout_seconds = 60;
   std::string engine_options = "{}";
+  /// Of every rank; accelerators are numbered as the ranks are.
+  std::string device = "cpu";
+  std::string device_options = R"({"threads": 1})";
   /// Where a rank's device and setup do not come from the registry.
   std::function<std::shared_ptr<Backend>()> open_device = {};
   std::function<std::unique_ptr<CommunicatorSetup>(const std::shared_ptr<Backend>&,
                                                    const CommunicatorOptions&)>
       make_setup = {};
-  /// Of every rank; accelerators are numbered as the ranks are.
-  std::string device = "cpu";
-  std::string device_options = R"({"threads": 1})";
 };
 
 /// Runs body on `size` ranks at once, each with a device of its own; the first failure fails the test, with

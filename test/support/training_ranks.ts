@@ -53,6 +53,8 @@ export function writeTinyConfig(folder: string, over: PartialConfig = {}): strin
 export interface RankOptions {
   /** `name=value` for all ranks, or for each. */
   set?: string[] | ((rank: number) => string[]);
+  /** More variables of their environment. */
+  env?: Record<string, string>;
 }
 
 /** Starts `danceflux train` on every rank, one thread each. */
@@ -60,7 +62,7 @@ export async function startTraining(
   size: number,
   config: string,
   run: string,
-  { set = [] }: RankOptions = {},
+  { set = [], env = {} }: RankOptions = {},
 ): Promise<Started[]> {
   const MASTER_PORT = String(await freePort());
   return Array.from({ length: size }, (_, rank) => {
@@ -71,6 +73,7 @@ export async function startTraining(
       MASTER_ADDR: "127.0.0.1",
       MASTER_PORT,
       DANCEFLUX_THREADS: "1",
+      ...env,
     });
   });
 }

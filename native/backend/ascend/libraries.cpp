@@ -210,6 +210,14 @@ const Cann& cann() {
   return found;
 }
 
+void find_operator(const std::string& library, OperatorSymbols& wanted) {
+  if (wanted.found()) return;
+  void* const handle = dlopen(library.c_str(), RTLD_LAZY | RTLD_NOLOAD);
+  if (!handle) return;
+  wanted.plan = dlsym(handle, (std::string(wanted.name) + "GetWorkspaceSize").c_str());
+  wanted.execute = dlsym(handle, wanted.name);
+}
+
 std::string describe(const Cann& cann) {
   std::ostringstream text;
   text << "CANN " << (cann.version.text.empty() ? "of unknown version" : cann.version.text) << ", "
