@@ -5,6 +5,7 @@
 #include <chrono>
 #include <thread>
 
+#include "backend/cuda/libraries.h"
 #include "collective_checks.h"
 #include "harness.h"
 #include "op_readers.h"

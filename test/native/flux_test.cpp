@@ -54,6 +54,10 @@ struct LoadedFlux {
       : config(flux_config(source.config())), model(config), device(on) {
     load_case(model, device, source);
   }
+  LoadedFlux(const GoldenCase& source, Backend& on, DType storage)
+      : config(flux_config(source.config())), model(config), device(on) {
+    load_case(model, device, source, storage);
+  }
   models::FluxConfig config;
   models::FluxTransformer model;
   Backend& device;
@@ -270,6 +274,31 @@ TEST("flux: adapters as PEFT") {
     const Tensor merged = flux.model.forward(flux_inputs(*device, run, flux.config));
     check_error("merged", relative_error(merged, source.golden(run, "velocity")), kForward);
     CHECK_EQ(flux.model.named_parameters().size(), source.json()["parameters"].items().size());
+  }
+}
+
+// One rounding to bf16 is 2^-9; a hundred ops, each with one, leave some ten of them.
+TEST("flux: bf16 activations stay near the numbers of f32, forward and backward") {
+  constexpr double kNear = 0x1p-5;
+  const GoldenCase source = read_case("flux-guidance");
+  for (const auto& device : model_devices()) {
+    if (device->activation_dtype(DType::bf16) != DType::bf16) continue;
+    LoadedFlux flux(source, *device, DType::bf16);
+    flux.model.set_trainable(kAll);
+    for (const Value& run : source.runs()) {
+      const std::string where = run["name"].text() + " on " + device->name() + ": ";
+      const Tensor velocity = flux.model.forward(flux_inputs(*device, run, flux.config));
+      CHECK(velocity.dtype() == DType::f32);
+      check_error(where + "velocity", relative_error(velocity, source.golden(run, "velocity")), kNear);
+      flux.model.zero_gradients();
+      const auto inputs = run_backward(flux, run, 0);
+      check_error(where + "latents",
+                  relative_error(inputs.latents, source.golden(run, "grad/input.hidden_states")), kNear);
+      for (const auto& named : flux.model.trainable_parameters()) {
+        const auto& wanted = source.golden(run, "grad/" + named.name);
+        check_error(where + named.name, relative_error(named.gradient(), wanted), 4 * kNear);
+      }
+    }
   }
 }
 

@@ -140,7 +140,11 @@ Tensor input_tensor(Backend& device, const Value& run, const std::string& name) 
 void load_case(nn::Module& model, Backend& device, const GoldenCase& source) {
   // Goldens are made in f32 from weights that are stored in this dtype; a device that would keep activations
   // in it gets the same numbers in f32.
-  const DType dtype = device.activation_dtype(source.dtype) == DType::f32 ? source.dtype : DType::f32;
+  load_case(model, device, source,
+            device.activation_dtype(source.dtype) == DType::f32 ? source.dtype : DType::f32);
+}
+
+void load_case(nn::Module& model, Backend& device, const GoldenCase& source, DType dtype) {
   model.materialize(device, dtype);
   for (const CaseParameter& parameter : source.parameters()) {
     std::vector<char> stored(parameter.values.size() * size_of(dtype));

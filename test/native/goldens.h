@@ -69,6 +69,8 @@ Tensor input_tensor(Backend& device, const Value& run, const std::string& name);
 
 /// Materialises `model` in the case's dtype and loads every parameter, in that dtype; nothing may be missing.
 void load_case(nn::Module& model, Backend& device, const GoldenCase& source);
+/// The same, stored in `dtype`.
+void load_case(nn::Module& model, Backend& device, const GoldenCase& source, DType dtype);
 
 /// ||got - wanted|| / ||wanted||, or ||got|| when all wanted numbers are 0.
 double relative_error(const std::vector<float>& got, const std::vector<double>& wanted);

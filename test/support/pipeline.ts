@@ -74,6 +74,7 @@ export async function smallPipeline(
   device: Device,
   folder: string,
   options: ModelOptions = {},
+  dtype: "f32" | "bf16" = "f32",
 ): Promise<Pipeline> {
-  return loadPipeline(writeSmallPipeline(folder, options), { device, dtype: "f32" });
+  return loadPipeline(writeSmallPipeline(folder, options), { device, dtype });
 }

@@ -47,8 +47,9 @@ export async function shortRun(
   { model, run }: Places,
   options: Partial<TrainerOptions> = {},
   runOptions: RunOptions & { onIteration?: (metrics: IterationMetrics) => void } = {},
+  dtype: "f32" | "bf16" = "f32",
 ): Promise<IterationMetrics[]> {
-  const pipeline = await smallPipeline(device, model);
+  const pipeline = await smallPipeline(device, model, {}, dtype);
   try {
     const output = { checkpointEvery: 1, ...options.output, folder: run };
     const reward = options.rewards ? {} : { reward: brightness };

@@ -48,7 +48,6 @@ void look(PluginProbe& found) {
   }
   if (driver == 0) {
     found.state = ProbeState::no_device;
-    append(missing, "");
     tell(found.message, "no NVIDIA driver (libcuda.so.1)" + (missing.empty() ? "" : "; " + missing));
     tell(found.hint, "install the NVIDIA driver; in a container, start it with the GPUs passed in" +
                          (sources.empty() ? "" : "; " + sources));
