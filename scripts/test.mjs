@@ -19,8 +19,10 @@ const add = (name, counts) => {
   failed += counts.failed;
 };
 
-const program = inRoot("build", "danceflux_tests");
-if (filters.length === 0 && !shipped) add("c++", await runCounted(program, []));
+if (filters.length === 0 && !shipped) {
+  add("c++", await runCounted(inRoot("build", "danceflux_tests"), []));
+  add("ascend double", await runCounted(inRoot("build", "ascend_double_tests"), []));
+}
 
 const results = inRoot("build", "vitest.json");
 mkdirSync(inRoot("build"), { recursive: true });

@@ -1,5 +1,5 @@
-// The part of the C ABI of CANN that the double answers, declared from its documentation and shared with nobody: a plugin
-// that declares a function differently is meant to fail here.
+// The part of the C ABI of CANN that the double answers, declared from its documentation and shared with
+// nobody: a plugin that declares a function differently is meant to fail here.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -150,7 +150,12 @@ enum HcclDataType : int {
   HCCL_DATA_TYPE_BFP16 = 11,
 };
 
-enum HcclReduceOp : int { HCCL_REDUCE_SUM = 0, HCCL_REDUCE_PROD = 1, HCCL_REDUCE_MAX = 2, HCCL_REDUCE_MIN = 3 };
+enum HcclReduceOp : int {
+  HCCL_REDUCE_SUM = 0,
+  HCCL_REDUCE_PROD = 1,
+  HCCL_REDUCE_MAX = 2,
+  HCCL_REDUCE_MIN = 3
+};
 
 struct HcclRootInfo {
   char internal[4108];

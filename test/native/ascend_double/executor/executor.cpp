@@ -72,7 +72,7 @@ aclOpExecutor& executor_of(aclOpExecutor* handle) {
 
 }  // namespace
 
-aclnnStatus plan_op(const char* name, const std::function<void(Plan&)>& body, std::uint64_t* workspace,
+static aclnnStatus made_plan(const char* name, const std::function<void(Plan&)>& body, std::uint64_t* workspace,
                     aclOpExecutor** out) {
   if (!workspace || !out) refuse(ACLNN_ERR_PARAM_NULLPTR, "workspaceSize or executor is NULL");
   if (setting("STRICT_ENV", std::int64_t{0}) && !std::getenv("ASCEND_OPP_PATH"))
@@ -92,7 +92,7 @@ aclnnStatus plan_op(const char* name, const std::function<void(Plan&)>& body, st
   return ACL_SUCCESS;
 }
 
-aclnnStatus launch_op(const char* name, void* workspace, std::uint64_t size, aclOpExecutor* handle,
+static aclnnStatus launched(const char* name, void* workspace, std::uint64_t size, aclOpExecutor* handle,
                       aclrtStream stream_handle) {
   aclOpExecutor& executor = executor_of(handle);
   if (executor.name != name) {
@@ -101,7 +101,8 @@ aclnnStatus launch_op(const char* name, void* workspace, std::uint64_t size, acl
   }
   Stream& stream = stream_of(stream_handle);
   if (stream.context->device != executor.device)
-    refuse(ACLNN_ERR_PARAM_INVALID, "planned on device %d, run on device %d", executor.device, stream.context->device);
+    refuse(ACLNN_ERR_PARAM_INVALID, "planned on device %d, run on device %d", executor.device,
+           stream.context->device);
   if (executor.workspace > 0) {
     std::string reason = size < executor.workspace
                              ? text_of("a workspace of %llu bytes where phase 1 asked for %llu",
@@ -121,6 +122,27 @@ aclnnStatus launch_op(const char* name, void* workspace, std::uint64_t size, acl
   return ACL_SUCCESS;
 }
 
+// aclnn has a code of its own for what the runtime refuses (no context, a stream of another one).
+template <class Body>
+static aclnnStatus translated(Body&& body) {
+  try {
+    return body();
+  } catch (const Refusal& refusal) {
+    if (refusal.code < 107000 || refusal.code > 107999) throw;
+    refuse(ACLNN_ERR_RUNTIME_ERROR, "%d: %s", refusal.code, refusal.text.c_str());
+  }
+}
+
+aclnnStatus plan_op(const char* name, const std::function<void(Plan&)>& body, std::uint64_t* workspace,
+                    aclOpExecutor** executor) {
+  return translated([&] { return made_plan(name, body, workspace, executor); });
+}
+
+aclnnStatus launch_op(const char* name, void* workspace, std::uint64_t size, aclOpExecutor* executor,
+                      aclrtStream stream) {
+  return translated([&] { return launched(name, workspace, size, executor, stream); });
+}
+
 ENTRY(base, aclSetAclOpExecutorRepeatable, aclOpExecutor* handle) {
   aclOpExecutor& executor = executor_of(handle);
   const std::string refused = "," + setting("UNREPEATABLE", "") + ",";
@@ -135,14 +157,16 @@ ENTRY(base, aclDestroyAclOpExecutor, aclOpExecutor* handle) {
   return ACL_SUCCESS;
 }
 
-// ---- new addresses for a repeatable executor ------------------------------------------------------------------------------------
+// ---- new addresses for a repeatable executor
+// ------------------------------------------------------------------------------------
 enum class Among { inputs, outputs, both };
 
 static bool belongs(const Slot& slot, Among among) {
   return among == Among::both || slot.output == (among == Among::outputs);
 }
 
-static int set_address(aclOpExecutor* handle, std::size_t index, aclTensor* tensor, void* address, Among among) {
+static int set_address(aclOpExecutor* handle, std::size_t index, aclTensor* tensor, void* address,
+                       Among among) {
   if (!tensor) refuse(ACLNN_ERR_INNER_NULLPTR, "the tensor is NULL");
   aclOpExecutor& executor = executor_of(handle);
   if (!executor.repeatable) violation("an address was set in an executor that is not repeatable");
@@ -158,10 +182,11 @@ static int set_address(aclOpExecutor* handle, std::size_t index, aclTensor* tens
   refuse(ACLNN_ERR_PARAM_INVALID, "there is no tensor of that index");
 }
 
-static int set_list_address(aclOpExecutor* handle, std::size_t list, std::size_t index, aclTensorList* tensors_list,
-                            void* address, Among among) {
+static int set_list_address(aclOpExecutor* handle, std::size_t list, std::size_t index,
+                            aclTensorList* tensors_list, void* address, Among among) {
   if (!tensors_list) refuse(ACLNN_ERR_INNER_NULLPTR, "the list is NULL");
-  if (index >= tensors_list->members.size()) refuse(ACLNN_ERR_PARAM_INVALID, "there is no member of that index");
+  if (index >= tensors_list->members.size())
+    refuse(ACLNN_ERR_PARAM_INVALID, "there is no member of that index");
   aclOpExecutor& executor = executor_of(handle);
   // A list counts as one tensor of the op's signature.
   std::size_t ordinal = 0;
@@ -180,9 +205,9 @@ static int set_list_address(aclOpExecutor* handle, std::size_t list, std::size_t
   refuse(ACLNN_ERR_PARAM_INVALID, "there is no list of that index");
 }
 
-#define ADDRESS_SETTER(name, among)                                                                    \
-  ENTRY(base, name, aclOpExecutor* executor, std::size_t index, aclTensor* tensor, void* address) {    \
-    return set_address(executor, index, tensor, address, Among::among);                                \
+#define ADDRESS_SETTER(name, among)                                                                 \
+  ENTRY(base, name, aclOpExecutor* executor, std::size_t index, aclTensor* tensor, void* address) { \
+    return set_address(executor, index, tensor, address, Among::among);                             \
   }
 ADDRESS_SETTER(aclSetInputTensorAddr, inputs)
 ADDRESS_SETTER(aclSetOutputTensorAddr, outputs)
@@ -191,10 +216,10 @@ ADDRESS_SETTER(AclSetInputTensorAddr, inputs)
 ADDRESS_SETTER(AclSetOutputTensorAddr, outputs)
 ADDRESS_SETTER(AclSetTensorAddr, both)
 
-#define LIST_ADDRESS_SETTER(name, among)                                                               \
-  ENTRY(base, name, aclOpExecutor* executor, std::size_t list, std::size_t index, aclTensorList* all,  \
-        void* address) {                                                                               \
-    return set_list_address(executor, list, index, all, address, Among::among);                        \
+#define LIST_ADDRESS_SETTER(name, among)                                                              \
+  ENTRY(base, name, aclOpExecutor* executor, std::size_t list, std::size_t index, aclTensorList* all, \
+        void* address) {                                                                              \
+    return set_list_address(executor, list, index, all, address, Among::among);                       \
   }
 LIST_ADDRESS_SETTER(aclSetDynamicInputTensorAddr, inputs)
 LIST_ADDRESS_SETTER(aclSetDynamicOutputTensorAddr, outputs)

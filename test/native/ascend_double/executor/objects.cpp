@@ -27,9 +27,10 @@ struct TypeRow {
   const char* name;
 };
 constexpr TypeRow kTypes[] = {
-    {ACL_FLOAT, 4, "FLOAT"},   {ACL_FLOAT16, 2, "FLOAT16"}, {ACL_BF16, 2, "BF16"},     {ACL_DOUBLE, 8, "DOUBLE"},
-    {ACL_INT8, 1, "INT8"},     {ACL_INT16, 2, "INT16"},     {ACL_INT32, 4, "INT32"},   {ACL_INT64, 8, "INT64"},
-    {ACL_UINT8, 1, "UINT8"},   {ACL_UINT16, 2, "UINT16"},   {ACL_UINT32, 4, "UINT32"}, {ACL_UINT64, 8, "UINT64"},
+    {ACL_FLOAT, 4, "FLOAT"},   {ACL_FLOAT16, 2, "FLOAT16"}, {ACL_BF16, 2, "BF16"},
+    {ACL_DOUBLE, 8, "DOUBLE"}, {ACL_INT8, 1, "INT8"},       {ACL_INT16, 2, "INT16"},
+    {ACL_INT32, 4, "INT32"},   {ACL_INT64, 8, "INT64"},     {ACL_UINT8, 1, "UINT8"},
+    {ACL_UINT16, 2, "UINT16"}, {ACL_UINT32, 4, "UINT32"},   {ACL_UINT64, 8, "UINT64"},
     {ACL_BOOL, 1, "BOOL"},
 };
 
@@ -84,15 +85,16 @@ std::string text_of(const Dims& shape) {
   return text + "]";
 }
 
-// ---- tensors -------------------------------------------------------------------------------------------------------------------
+// ---- tensors
+// -------------------------------------------------------------------------------------------------------------------
 ENTRY_OF(aclTensor*, base, aclCreateTensor, const std::int64_t* dims, std::uint64_t rank, int dtype,
          const std::int64_t* strides, std::int64_t offset, int format, const std::int64_t* storage,
          std::uint64_t storage_rank, void* data) {
   if ((!dims && rank > 0) || (!storage && storage_rank > 0)) return nullptr;
   if (!bytes_of(static_cast<aclDataType>(dtype)) || rank > 8) return nullptr;
   aclTensor* tensor = new aclTensor;
-  describe(*tensor, dims, rank, static_cast<aclDataType>(dtype), strides, offset, static_cast<aclFormat>(format), storage,
-           storage_rank, data);
+  describe(*tensor, dims, rank, static_cast<aclDataType>(dtype), strides, offset,
+           static_cast<aclFormat>(format), storage, storage_rank, data);
   return tensors().add(tensor);
 }
 
@@ -102,8 +104,8 @@ ENTRY(base, aclInitTensor, aclTensor* handle, const std::int64_t* dims, std::uin
   aclTensor& tensor = tensors().get(handle, ACLNN_ERR_PARAM_INVALID, ACLNN_ERR_PARAM_NULLPTR);
   if ((!dims && rank > 0) || (!storage && storage_rank > 0)) refuse(ACLNN_ERR_PARAM_NULLPTR, "expected dims");
   check_not_pending(tensor, "aclInitTensor");
-  describe(tensor, dims, rank, static_cast<aclDataType>(dtype), strides, offset, static_cast<aclFormat>(format), storage,
-           storage_rank, data);
+  describe(tensor, dims, rank, static_cast<aclDataType>(dtype), strides, offset,
+           static_cast<aclFormat>(format), storage, storage_rank, data);
   return ACL_SUCCESS;
 }
 
@@ -164,7 +166,8 @@ ENTRY(base, aclGetDataType, const aclTensor* tensor, int* dtype) {
 }
 ENTRY_OF(std::size_t, acl, aclDataTypeSize, int dtype) { return bytes_of(static_cast<aclDataType>(dtype)); }
 
-// ---- scalars and arrays --------------------------------------------------------------------------------------------------------
+// ---- scalars and arrays
+// --------------------------------------------------------------------------------------------------------
 template <class Stored>
 static double read(const void* value) {
   Stored stored;
@@ -180,20 +183,39 @@ ENTRY_OF(aclScalar*, base, aclCreateScalar, void* value, int dtype) {
   aclScalar scalar;
   scalar.dtype = static_cast<aclDataType>(dtype);
   switch (scalar.dtype) {
-    case ACL_FLOAT: scalar.real = read<float>(value); break;
-    case ACL_DOUBLE: scalar.real = read<double>(value); break;
-    case ACL_FLOAT16: scalar.real = read<Half>(value); break;
-    case ACL_BF16: scalar.real = read<BFloat>(value); break;
-    case ACL_INT8: scalar.real = read<std::int8_t>(value); break;
-    case ACL_UINT8: scalar.real = read<std::uint8_t>(value); break;
-    case ACL_BOOL: scalar.real = read<std::uint8_t>(value) != 0; break;
-    case ACL_INT16: scalar.real = read<std::int16_t>(value); break;
-    case ACL_INT32: scalar.real = read<std::int32_t>(value); break;
+    case ACL_FLOAT:
+      scalar.real = read<float>(value);
+      break;
+    case ACL_DOUBLE:
+      scalar.real = read<double>(value);
+      break;
+    case ACL_FLOAT16:
+      scalar.real = read<Half>(value);
+      break;
+    case ACL_BF16:
+      scalar.real = read<BFloat>(value);
+      break;
+    case ACL_INT8:
+      scalar.real = read<std::int8_t>(value);
+      break;
+    case ACL_UINT8:
+      scalar.real = read<std::uint8_t>(value);
+      break;
+    case ACL_BOOL:
+      scalar.real = read<std::uint8_t>(value) != 0;
+      break;
+    case ACL_INT16:
+      scalar.real = read<std::int16_t>(value);
+      break;
+    case ACL_INT32:
+      scalar.real = read<std::int32_t>(value);
+      break;
     case ACL_INT64:
       std::memcpy(&scalar.integer, value, sizeof scalar.integer);
       scalar.real = static_cast<double>(scalar.integer);
       break;
-    default: return nullptr;
+    default:
+      return nullptr;
   }
   if (scalar.dtype != ACL_INT64) scalar.integer = static_cast<std::int64_t>(scalar.real);
   return scalars().add(new aclScalar(scalar));
@@ -215,7 +237,9 @@ static int destroy_plain(Handles<Object>& of_kind, const void* handle) {
 }
 ENTRY(base, aclDestroyScalar, const aclScalar* handle) { return destroy_plain(scalars(), handle); }
 ENTRY(base, aclDestroyIntArray, const aclIntArray* handle) { return destroy_plain(int_arrays(), handle); }
-ENTRY(base, aclDestroyFloatArray, const aclFloatArray* handle) { return destroy_plain(float_arrays(), handle); }
+ENTRY(base, aclDestroyFloatArray, const aclFloatArray* handle) {
+  return destroy_plain(float_arrays(), handle);
+}
 ENTRY(base, aclDestroyBoolArray, const aclBoolArray* handle) { return destroy_plain(bool_arrays(), handle); }
 ENTRY(base, aclGetIntArraySize, const aclIntArray* handle, std::uint64_t* size) {
   if (!size) refuse(ACLNN_ERR_PARAM_NULLPTR, "expected a pointer");
@@ -223,7 +247,8 @@ ENTRY(base, aclGetIntArraySize, const aclIntArray* handle, std::uint64_t* size) 
   return ACL_SUCCESS;
 }
 
-// ---- lists own their members -----------------------------------------------------------------------------------------------------
+// ---- lists own their members
+// -----------------------------------------------------------------------------------------------------
 template <class List, class Member>
 static List* create_list(Handles<List>& lists, Handles<Member>& members, const Member* const* values,
                          std::uint64_t count) {

@@ -26,11 +26,12 @@ void Plan::check_memory(const aclTensor& tensor, const char* which, Slot& slot) 
   require(tensor.data, "%s: no address", which);
   require(reinterpret_cast<std::uintptr_t>(tensor.data) % 32 == 0, "%s: %p is not aligned to 32 bytes", which,
           tensor.data);
-  const std::string reason =
-      device_memory().why_not_inside(tensor.data, static_cast<std::size_t>(count_of(tensor.storage_shape) * item));
+  const std::string reason = device_memory().why_not_inside(
+      tensor.data, static_cast<std::size_t>(count_of(tensor.storage_shape) * item));
   if (!reason.empty()) violation("%s: %s: %s", name, which, reason.c_str());
   require(reason.empty(), "%s: %s", which, reason.c_str());
-  require(device_memory().device_of(tensor.data) == current_context().device, "%s lies on another device", which);
+  require(device_memory().device_of(tensor.data) == current_context().device, "%s lies on another device",
+          which);
   slot.offset = tensor.offset * item;
   slot.extent = static_cast<std::size_t>((last - tensor.offset + 1) * item);
 }
@@ -38,11 +39,12 @@ void Plan::check_memory(const aclTensor& tensor, const char* which, Slot& slot) 
 Operand Plan::add(Tensor tensor, const char* which, Types types, int least_rank, int most_rank, bool output) {
   if (!tensor) refuse(ACLNN_ERR_PARAM_NULLPTR, "%s is NULL", which);
   aclTensor& known = tensors().get(tensor, ACLNN_ERR_PARAM_INVALID, ACLNN_ERR_PARAM_NULLPTR);
-  require(types.has(known.dtype), "%s: expected %s, got %s", which, types.text().c_str(), name_of(known.dtype));
+  require(types.has(known.dtype), "%s: expected %s, got %s", which, types.text().c_str(),
+          name_of(known.dtype));
   require(known.dtype != ACL_BF16 || soc().generation >= 2, "%s: %s has no BF16", which, soc().name.c_str());
   const int rank = static_cast<int>(known.shape.size());
-  require(rank >= least_rank && rank <= most_rank, "%s: expected rank %d to %d, got %s", which, least_rank, most_rank,
-          text_of(known.shape).c_str());
+  require(rank >= least_rank && rank <= most_rank, "%s: expected rank %d to %d, got %s", which, least_rank,
+          most_rank, text_of(known.shape).c_str());
   for (const std::int64_t size : known.shape) require(size >= 0, "%s: negative size", which);
   require(known.format != ACL_FORMAT_FRACTAL_NZ && known.format != ACL_FORMAT_FRACTAL_Z &&
               known.format != ACL_FORMAT_NC1HWC0,
@@ -85,8 +87,12 @@ std::vector<Operand> Plan::add(List list, const char* which, Types types, bool o
   ++lists_;
   return operands;
 }
-std::vector<Operand> Plan::in(List list, const char* which, Types types) { return add(list, which, types, false); }
-std::vector<Operand> Plan::out(List list, const char* which, Types types) { return add(list, which, types, true); }
+std::vector<Operand> Plan::in(List list, const char* which, Types types) {
+  return add(list, which, types, false);
+}
+std::vector<Operand> Plan::out(List list, const char* which, Types types) {
+  return add(list, which, types, true);
+}
 
 const Dims& Plan::ints(Ints array, const char* which) {
   if (!array) refuse(ACLNN_ERR_PARAM_NULLPTR, "%s is NULL", which);
@@ -112,7 +118,8 @@ std::string Plan::text(const char* value, const char* which) {
 
 int Plan::axis(std::int64_t axis, int rank) {
   const std::int64_t span = rank > 0 ? rank : 1;
-  require(axis >= -span && axis < span, "axis %lld of a tensor of rank %d", static_cast<long long>(axis), rank);
+  require(axis >= -span && axis < span, "axis %lld of a tensor of rank %d", static_cast<long long>(axis),
+          rank);
   return static_cast<int>(axis < 0 ? axis + span : axis);
 }
 

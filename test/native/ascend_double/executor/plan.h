@@ -6,8 +6,8 @@
 //     plan.compute = [=](const Launch& launch) { ... };
 //   }
 //
-// defines aclnnExpGetWorkspaceSize and aclnnExp. The checks run in phase 1; compute runs on the stream, with the addresses
-// that phase 2 found.
+// defines aclnnExpGetWorkspaceSize and aclnnExp. The checks run in phase 1; compute runs on the stream, with
+// the addresses that phase 2 found.
 #pragma once
 #include <functional>
 #include <string>
@@ -36,7 +36,9 @@ struct Operand {
   std::int64_t count() const { return count_of(shape); }
   int rank() const { return static_cast<int>(shape.size()); }
   /// Negative axes count from the end.
-  std::int64_t size(int axis) const { return shape[static_cast<std::size_t>(axis < 0 ? axis + rank() : axis)]; }
+  std::int64_t size(int axis) const {
+    return shape[static_cast<std::size_t>(axis < 0 ? axis + rank() : axis)];
+  }
 };
 
 /// Where the operands of one launch lie: the first element of each view, in storage.
@@ -60,7 +62,8 @@ class Plan {
  public:
   explicit Plan(const char* name);
 
-  // ---- tensors: checked for type, rank and memory -----------------------------------------------------------------------
+  // ---- tensors: checked for type, rank and memory
+  // -----------------------------------------------------------------------
   Operand in(Tensor tensor, const char* name, Types types, int least_rank = 0, int most_rank = 8);
   Operand optional(Tensor tensor, const char* name, Types types, int least_rank = 0, int most_rank = 8);
   Operand out(Tensor tensor, const char* name, Types types, int least_rank = 0, int most_rank = 8);
@@ -68,7 +71,8 @@ class Plan {
   std::vector<Operand> in(List list, const char* name, Types types);
   std::vector<Operand> out(List list, const char* name, Types types);
 
-  // ---- the rest -----------------------------------------------------------------------------------------------------------
+  // ---- the rest
+  // -----------------------------------------------------------------------------------------------------------
   const Dims& ints(Ints array, const char* name);
   const aclScalar& scalar(Scalar scalar, const char* name);
   std::vector<bool> bools(Bools array, const char* name, std::size_t count);
@@ -108,7 +112,8 @@ struct Phases;
 template <const char* name, class... Args, void (*body)(Plan&, Args...)>
 struct Phases<name, body> {
   static aclnnStatus size(Args... args, std::uint64_t* workspace, aclOpExecutor** executor) {
-    return plan_op(name, [&](Plan& plan) { body(plan, args...); }, workspace, executor);
+    return plan_op(
+        name, [&](Plan& plan) { body(plan, args...); }, workspace, executor);
   }
   static aclnnStatus run(void* workspace, std::uint64_t size, aclOpExecutor* executor, aclrtStream stream) {
     return launch_op(name, workspace, size, executor, stream);
@@ -124,12 +129,12 @@ struct RegisterOp {
   }
 };
 
-#define ASCEND_DOUBLE_OP(library, since, name, ...)                                                     \
-  static void plan_##name(::ascend_double::Plan& plan, __VA_ARGS__);                                    \
-  static constexpr char op_##name[] = "aclnn" #name;                                                    \
-  static constexpr char size_##name[] = "aclnn" #name "GetWorkspaceSize";                               \
-  static const ::ascend_double::RegisterOp<op_##name, size_##name, plan_##name> register_##name(        \
-      ::ascend_double::Library::library, ::ascend_double::since);                                       \
+#define ASCEND_DOUBLE_OP(library, since, name, ...)                                              \
+  static void plan_##name(::ascend_double::Plan& plan, __VA_ARGS__);                             \
+  static constexpr char op_##name[] = "aclnn" #name;                                             \
+  static constexpr char size_##name[] = "aclnn" #name "GetWorkspaceSize";                        \
+  static const ::ascend_double::RegisterOp<op_##name, size_##name, plan_##name> register_##name( \
+      ::ascend_double::Library::library, ::ascend_double::since);                                \
   static void plan_##name([[maybe_unused]] ::ascend_double::Plan& plan, __VA_ARGS__)
 #define OP(library, name, ...) ASCEND_DOUBLE_OP(library, always, name, __VA_ARGS__)
 #define OP9(library, name, ...) ASCEND_DOUBLE_OP(library, nine, name, __VA_ARGS__)

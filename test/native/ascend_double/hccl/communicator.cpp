@@ -25,7 +25,8 @@ std::string id_of(const HcclRootInfo* root) {
     refuse(HCCL_E_PARA, "EI0003: these are no bytes of HcclGetRootInfo");
   // Every byte must have come along.
   for (std::size_t i = 256; i < sizeof root->internal; ++i)
-    if (root->internal[i] != static_cast<char>(i * 7)) refuse(HCCL_E_PARA, "EI0003: byte %zu of rootInfo was lost", i);
+    if (root->internal[i] != static_cast<char>(i * 7))
+      refuse(HCCL_E_PARA, "EI0003: byte %zu of rootInfo was lost", i);
   return root->internal + 64;
 }
 
@@ -38,12 +39,14 @@ Deadline connect_deadline(const HcclSettings& settings) {
 void pin_buffers(Communicator& communicator) {
   const std::size_t bytes = static_cast<std::size_t>(communicator.settings.buffer_mib) << 20;
   if (!setting("HCCL_PIN", std::int64_t{0})) return;
-  for (int i = 0; i < 2; ++i) communicator.buffers.push_back(device_memory().allocate(communicator.device, bytes, 32));
+  for (int i = 0; i < 2; ++i)
+    communicator.buffers.push_back(device_memory().allocate(communicator.device, bytes, 32));
 }
 
-Communicator* create(const std::string& id, std::uint32_t ranks, std::uint32_t rank, const HcclSettings& settings,
-                     int device) {
-  if (ranks == 0 || ranks > kMostRanks || rank >= ranks) refuse(HCCL_E_PARA, "EI0003: rank %u of %u", rank, ranks);
+Communicator* create(const std::string& id, std::uint32_t ranks, std::uint32_t rank,
+                     const HcclSettings& settings, int device) {
+  if (ranks == 0 || ranks > kMostRanks || rank >= ranks)
+    refuse(HCCL_E_PARA, "EI0003: rank %u of %u", rank, ranks);
   auto communicator = std::make_unique<Communicator>();
   communicator->id = id;
   communicator->name = settings.name.empty() ? id : settings.name;
@@ -78,7 +81,9 @@ Handles<Communicator>& communicators() {
   return all;
 }
 
-Communicator& communicator_of(HcclComm handle) { return communicators().get(handle, HCCL_E_PARA, HCCL_E_PTR); }
+Communicator& communicator_of(HcclComm handle) {
+  return communicators().get(handle, HCCL_E_PARA, HCCL_E_PTR);
+}
 
 ENTRY(hcomm, HcclGetRootInfo, HcclRootInfo* root) {
   if (!root) refuse(HCCL_E_PTR, "rootInfo is NULL");
@@ -91,14 +96,16 @@ ENTRY(hcomm, HcclGetRootInfo, HcclRootInfo* root) {
   return HCCL_SUCCESS;
 }
 
-static int initialize(std::uint32_t ranks, const std::string& id, std::uint32_t rank, const void* config, HcclComm* out) {
+static int initialize(std::uint32_t ranks, const std::string& id, std::uint32_t rank, const void* config,
+                      HcclComm* out) {
   if (!out) refuse(HCCL_E_PTR, "comm is NULL");
   const int device = own_device();
   *out = create(id, ranks, rank, settings_of(config), device);
   return HCCL_SUCCESS;
 }
 
-ENTRY(hcomm, HcclCommInitRootInfo, std::uint32_t ranks, const HcclRootInfo* root, std::uint32_t rank, HcclComm* out) {
+ENTRY(hcomm, HcclCommInitRootInfo, std::uint32_t ranks, const HcclRootInfo* root, std::uint32_t rank,
+      HcclComm* out) {
   return initialize(ranks, id_of(root), rank, nullptr, out);
 }
 ENTRY(hcomm, HcclCommInitRootInfoConfig, std::uint32_t ranks, const HcclRootInfo* root, std::uint32_t rank,
@@ -107,7 +114,8 @@ ENTRY(hcomm, HcclCommInitRootInfoConfig, std::uint32_t ranks, const HcclRootInfo
   return initialize(ranks, id_of(root), rank, config, out);
 }
 
-// The rank table is JSON; all that matters here is how many ranks it lists, and that everybody reads the same file.
+// The rank table is JSON; all that matters here is how many ranks it lists, and that everybody reads the same
+// file.
 static int initialize_from_table(const char* path, std::uint32_t rank, const void* config, HcclComm* out) {
   if (!path) refuse(HCCL_E_PTR, "the path of the rank table is NULL");
   std::ifstream file(path);
@@ -118,12 +126,14 @@ static int initialize_from_table(const char* path, std::uint32_t rank, const voi
   for (std::size_t at = text.find(key); at != std::string::npos; at = text.find(key, at + 1)) ++ranks;
   if (text.find("\"completed\"") == std::string::npos || ranks == 0)
     refuse(HCCL_E_PARA, "EI0004: %s is no complete rank table", path);
-  return initialize(ranks, text_of("ascend_double_table_%zx", std::hash<std::string>{}(text)), rank, config, out);
+  return initialize(ranks, text_of("ascend_double_table_%zx", std::hash<std::string>{}(text)), rank, config,
+                    out);
 }
 ENTRY(hcomm, HcclCommInitClusterInfo, const char* path, std::uint32_t rank, HcclComm* out) {
   return initialize_from_table(path, rank, nullptr, out);
 }
-ENTRY(hcomm, HcclCommInitClusterInfoConfig, const char* path, std::uint32_t rank, const void* config, HcclComm* out) {
+ENTRY(hcomm, HcclCommInitClusterInfoConfig, const char* path, std::uint32_t rank, const void* config,
+      HcclComm* out) {
   if (!config) refuse(HCCL_E_PTR, "config is NULL");
   return initialize_from_table(path, rank, config, out);
 }
@@ -148,8 +158,8 @@ ENTRY(hcomm, HcclCommInitAll, std::uint32_t count, std::int32_t* devices, HcclCo
   return HCCL_SUCCESS;
 }
 
-ENTRY(hcomm, HcclCreateSubCommConfig, HcclComm* parent, std::uint32_t ranks, std::uint32_t* ids, std::uint64_t sub_id,
-      std::uint32_t sub_rank, const void* config, HcclComm* out) {
+ENTRY(hcomm, HcclCreateSubCommConfig, HcclComm* parent, std::uint32_t ranks, std::uint32_t* ids,
+      std::uint64_t sub_id, std::uint32_t sub_rank, const void* config, HcclComm* out) {
   if (!parent || !config || !out) refuse(HCCL_E_PTR, "parent, config or subComm is NULL");
   Communicator& whole = communicator_of(*parent);
   if (!ids) {  // a rank that takes no part
@@ -163,8 +173,9 @@ ENTRY(hcomm, HcclCreateSubCommConfig, HcclComm* parent, std::uint32_t ranks, std
   }
   if (sub_rank >= ranks || ids[sub_rank] != whole.segment->rank)
     refuse(HCCL_E_PARA, "EI0003: subCommRankId %u is not this rank", sub_rank);
-  *out = create(text_of("%s_sub%llu%s", whole.id.c_str(), static_cast<unsigned long long>(sub_id), members.c_str()), ranks,
-                sub_rank, settings_of(config), whole.device);
+  *out = create(
+      text_of("%s_sub%llu%s", whole.id.c_str(), static_cast<unsigned long long>(sub_id), members.c_str()),
+      ranks, sub_rank, settings_of(config), whole.device);
   return HCCL_SUCCESS;
 }
 
@@ -210,14 +221,22 @@ static const Register entry_capability(Library::hcomm, always, "HcclGetCommConfi
 
 ENTRY_OF(const char*, hcomm, HcclGetErrorString, int code) {
   switch (code) {
-    case HCCL_SUCCESS: return "no error";
-    case HCCL_E_PARA: return "parameter error";
-    case HCCL_E_PTR: return "empty pointer";
-    case HCCL_E_MEMORY: return "memory error";
-    case HCCL_E_NOT_SUPPORT: return "not supported";
-    case HCCL_E_TIMEOUT: return "timeout";
-    case HCCL_E_REMOTE: return "remote or network fault";
-    default: return "unknown error";
+    case HCCL_SUCCESS:
+      return "no error";
+    case HCCL_E_PARA:
+      return "parameter error";
+    case HCCL_E_PTR:
+      return "empty pointer";
+    case HCCL_E_MEMORY:
+      return "memory error";
+    case HCCL_E_NOT_SUPPORT:
+      return "not supported";
+    case HCCL_E_TIMEOUT:
+      return "timeout";
+    case HCCL_E_REMOTE:
+      return "remote or network fault";
+    default:
+      return "unknown error";
   }
 }
 

@@ -42,7 +42,9 @@ std::int64_t number(const char* name, std::int64_t least, std::int64_t most, std
   char* end = nullptr;
   const std::int64_t value = std::strtoll(text, &end, 10);
   if (end == text || *end || value < least || value > most)
-    bad_variable(name, text, text_of("%lld to %lld", static_cast<long long>(least), static_cast<long long>(most)).c_str());
+    bad_variable(
+        name, text,
+        text_of("%lld to %lld", static_cast<long long>(least), static_cast<long long>(most)).c_str());
   return value;
 }
 
@@ -51,7 +53,8 @@ int deterministic_variable() {
   if (!text || strcasecmp(text, "false") == 0) return 0;
   if (strcasecmp(text, "true") == 0) return 1;
   if (strcasecmp(text, "strict") != 0) bad_variable("HCCL_DETERMINISTIC", text, "true, false or strict");
-  if (soc().generation != 2 && soc().generation != 3) bad_variable("HCCL_DETERMINISTIC", text, "no strict on this chip");
+  if (soc().generation != 2 && soc().generation != 3)
+    bad_variable("HCCL_DETERMINISTIC", text, "no strict on this chip");
   return 2;
 }
 
@@ -125,8 +128,10 @@ HcclSettings settings_of(const void* pointer) {
     settings.buffer_mib = config.buffer_mib;
   }
   if (config.deterministic != kFollowEnvironment) {
-    if (config.deterministic > 2) refuse(HCCL_E_PARA, "EI0003: hcclDeterministic is %u", config.deterministic);
-    if (soc().generation == 950) refuse(HCCL_E_PARA, "EI0003: hcclDeterministic is not supported on %s", soc().name.c_str());
+    if (config.deterministic > 2)
+      refuse(HCCL_E_PARA, "EI0003: hcclDeterministic is %u", config.deterministic);
+    if (soc().generation == 950)
+      refuse(HCCL_E_PARA, "EI0003: hcclDeterministic is not supported on %s", soc().name.c_str());
     if (config.deterministic == 2 && soc().generation != 2 && soc().generation != 3)
       refuse(HCCL_E_PARA, "EI0003: strict determinism is for A2 and A3");
     settings.deterministic = static_cast<int>(config.deterministic);
@@ -150,7 +155,8 @@ ENTRY(hccl, HcclSetConfig, int which, HcclConfigValue value) {
 ENTRY(hccl, HcclGetConfig, int which, HcclConfigValue* value) {
   if (!value) refuse(HCCL_E_PTR, "expected a pointer");
   if (which != 0) refuse(HCCL_E_NOT_SUPPORT, "unknown config %d", which);
-  value->value = process_deterministic() >= 0 ? process_deterministic() : environment_settings().deterministic;
+  value->value =
+      process_deterministic() >= 0 ? process_deterministic() : environment_settings().deterministic;
   return HCCL_SUCCESS;
 }
 

@@ -9,16 +9,18 @@ namespace ascend_double {
 
 struct HcclSettings {
   std::int64_t buffer_mib = 200;
-  int deterministic = 0;  // 2: strict
+  int deterministic = 0;               // 2: strict
   std::int64_t exec_timeout_s = 1836;  // 0: never
   std::int64_t connect_timeout_s = 120;
   std::string name;
 };
 
-/// HCCL_* of the environment as it was at the first call. Refuses with HCCL_E_PARA where a value is wrong, every time.
+/// HCCL_* of the environment as it was at the first call. Refuses with HCCL_E_PARA where a value is wrong,
+/// every time.
 const HcclSettings& environment_settings();
 
-/// The first fields of HcclCommConfig; NULL: none. Checks magic, size and version, and applies the fields of that version.
+/// The first fields of HcclCommConfig; NULL: none. Checks magic, size and version, and applies the fields of
+/// that version.
 HcclSettings settings_of(const void* config);
 
 /// HcclSetConfig(HCCL_DETERMINISTIC): the default of this process, over the environment. -1: not set.

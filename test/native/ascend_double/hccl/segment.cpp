@@ -78,7 +78,9 @@ bool Segment::barrier(Deadline deadline) {
   });
 }
 
-CallDescription& Segment::description(std::uint32_t of) { return reinterpret_cast<Head*>(base_)->descriptions[of]; }
+CallDescription& Segment::description(std::uint32_t of) {
+  return reinterpret_cast<Head*>(base_)->descriptions[of];
+}
 char* Segment::chunk(std::uint32_t of) { return base_ + kHeadBytes + of * kChunk; }
 Segment::Mailbox& Segment::mailbox(std::uint32_t from, std::uint32_t to) {
   return reinterpret_cast<Mailbox*>(base_ + kHeadBytes + ranks * kChunk)[from * ranks + to];

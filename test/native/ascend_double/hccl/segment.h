@@ -1,4 +1,5 @@
-// What the ranks of a communicator share: a file in /dev/shm (ASCEND_DOUBLE_HCCL_DIR), mapped by each of them.
+// What the ranks of a communicator share: a file in /dev/shm (ASCEND_DOUBLE_HCCL_DIR), mapped by each of
+// them.
 #pragma once
 #include <atomic>
 #include <chrono>
@@ -30,7 +31,8 @@ class Segment {
   ~Segment();
   Segment(const Segment&) = delete;
 
-  /// Waits for all ranks to be there; false at the deadline. Refuses with HCCL_E_PARA where they disagree on their number.
+  /// Waits for all ranks to be there; false at the deadline. Refuses with HCCL_E_PARA where they disagree on
+  /// their number.
   bool join(Deadline deadline);
   /// Waits for all ranks to have called barrier as often; false at the deadline.
   bool barrier(Deadline deadline);

@@ -1,5 +1,5 @@
-// Prints the functions of one library of a layout, a line "FORWARD(name)" each: ascend_double_names 9.0 libopapi_nn.so
-// This table is the map of who exports what.
+// Prints the functions of one library of a layout, a line "FORWARD(name)" each: ascend_double_names 9.0
+// libopapi_nn.so This table is the map of who exports what.
 #include <cstring>
 #include <iostream>
 #include <set>
@@ -18,7 +18,8 @@ std::set<Library> parts_of(const std::string& layout, const std::string& library
   if (library == "libascendcl.so") return {Library::acl};
   if (library == "libacl_rt.so" && nine) return {Library::acl};
   if (library == "libnnopbase.so") return {Library::base};
-  if (library == "libopapi.so" && !nine) return {Library::math, Library::nn, Library::cv, Library::transformer};
+  if (library == "libopapi.so" && !nine)
+    return {Library::math, Library::nn, Library::cv, Library::transformer};
   if (library == "libopapi_math.so" && nine) return {Library::math};
   if (library == "libopapi_nn.so" && nine) return {Library::nn};
   if (library == "libopapi_cv.so" && nine) return {Library::cv};

@@ -35,8 +35,8 @@ void run_attention(const Launch& launch, const AttentionForward& f) {
     Dense<float> shares(s.queries * s.keys), top(s.queries), total(s.queries);
     for (std::int64_t at = first; at < last; ++at) {
       const std::int64_t key_head = at / s.heads * s.key_heads + at % s.heads / share;
-      scores.compute(at / s.heads, at % s.heads, q.data() + at * s.queries * s.width, k.data() + key_head * s.keys * s.width,
-                     shares.data());
+      scores.compute(at / s.heads, at % s.heads, q.data() + at * s.queries * s.width,
+                     k.data() + key_head * s.keys * s.width, shares.data());
       softmax_rows(s, shares.data(), top.data(), total.data());
       // The matrix unit reads probabilities in the dtype of the tensors.
       for (std::int64_t i = 0; i < shares.count(); ++i) shares[i] = rounded(shares[i], f.inputs.q.dtype);
@@ -58,7 +58,8 @@ void run_attention(const Launch& launch, const AttentionForward& f) {
   store(launch, f.total, totals);
 }
 
-void plan_attention(Plan& plan, const AttentionArguments& arguments, Tensor top, Tensor total, Tensor softmax, Tensor out) {
+void plan_attention(Plan& plan, const AttentionArguments& arguments, Tensor top, Tensor total, Tensor softmax,
+                    Tensor out) {
   AttentionForward f;
   f.inputs = attention_inputs(plan, arguments, [](Plan&, const AttentionInputs&) {});
   const AttentionSizes& s = f.inputs.sizes;
@@ -87,11 +88,13 @@ struct HeadGradients {
 };
 
 void head_backward(const AttentionSizes& s, const float* q, const float* k, const float* v, const float* dy,
-                   const float* out, float scale, aclDataType dtype, const KOrder& order, const HeadGradients& g) {
+                   const float* out, float scale, aclDataType dtype, const KOrder& order,
+                   const HeadGradients& g) {
   gemm(s.queries, s.keys, s.value_width, {dy, s.value_width, 1}, {v, 1, s.value_width}, g.slopes, false);
   for (std::int64_t row = 0; row < s.queries; ++row) {
     float along = 0;
-    for (std::int64_t i = 0; i < s.value_width; ++i) along += dy[row * s.value_width + i] * out[row * s.value_width + i];
+    for (std::int64_t i = 0; i < s.value_width; ++i)
+      along += dy[row * s.value_width + i] * out[row * s.value_width + i];
     for (std::int64_t i = row * s.keys; i < (row + 1) * s.keys; ++i) {
       g.slopes[i] = rounded(g.shares[i] * (g.slopes[i] - along), dtype);
       g.shares[i] = rounded(g.shares[i], dtype);
@@ -108,10 +111,12 @@ void head_backward(const AttentionSizes& s, const float* q, const float* k, cons
 void run_attention_backward(const Launch& launch, const AttentionBackward& b) {
   const AttentionSizes& s = b.inputs.sizes;
   const Dense<float> q = load<float>(launch, b.inputs.q), k = load<float>(launch, b.inputs.k);
-  const Dense<float> v = load<float>(launch, b.inputs.v), dy = load<float>(launch, b.dy), out = load<float>(launch, b.out);
+  const Dense<float> v = load<float>(launch, b.inputs.v), dy = load<float>(launch, b.dy),
+                     out = load<float>(launch, b.out);
   const Dense<float> tops = load<float>(launch, b.top), totals = load<float>(launch, b.total);
   const Scores scores(launch, b.inputs);
-  Dense<float> dq(q.count()), dk(k.count()), dv(v.count()), shares(s.queries * s.keys), slopes(s.queries * s.keys);
+  Dense<float> dq(q.count()), dk(k.count()), dv(v.count()), shares(s.queries * s.keys),
+      slopes(s.queries * s.keys);
   std::fill(dk.data(), dk.data() + dk.count(), 0.0f);
   std::fill(dv.data(), dv.data() + dv.count(), 0.0f);
   Dense<float> dbias(b.dbias ? b.dbias.count() : 0);
@@ -119,23 +124,26 @@ void run_attention_backward(const Launch& launch, const AttentionBackward& b) {
   const KOrder order{false, b.fixed ? 0 : launch.chance | 1};
   for (std::int64_t at = 0; at < s.batch * s.heads; ++at) {
     const std::int64_t key_head = at / s.heads * s.key_heads + at % s.heads / (s.heads / s.key_heads);
-    const float *q_head = q.data() + at * s.queries * s.width, *k_head = k.data() + key_head * s.keys * s.width;
+    const float *q_head = q.data() + at * s.queries * s.width,
+                *k_head = k.data() + key_head * s.keys * s.width;
     scores.compute(at / s.heads, at % s.heads, q_head, k_head, shares.data());
     for (std::int64_t row = 0; row < s.queries; ++row) {
       // Element 0 of the eight: what the forward pass wrote, not what could be computed again.
-      const float top = tops[(at * s.queries + row) * kStatistics], total = totals[(at * s.queries + row) * kStatistics];
+      const float top = tops[(at * s.queries + row) * kStatistics],
+                  total = totals[(at * s.queries + row) * kStatistics];
       for (std::int64_t i = row * s.keys; i < (row + 1) * s.keys; ++i)
         shares[i] = total > 0 ? std::exp(shares[i] - top) / total : 0;
     }
     head_backward(s, q_head, k_head, v.data() + key_head * s.keys * s.value_width,
-                  dy.data() + at * s.queries * s.value_width, out.data() + at * s.queries * s.value_width, b.inputs.scale,
-                  b.inputs.q.dtype, order,
+                  dy.data() + at * s.queries * s.value_width, out.data() + at * s.queries * s.value_width,
+                  b.inputs.scale, b.inputs.q.dtype, order,
                   {shares.data(), slopes.data(), dq.data() + at * s.queries * s.width,
                    dk.data() + key_head * s.keys * s.width, dv.data() + key_head * s.keys * s.value_width});
     if (b.dbias) {
       const std::int64_t area = s.queries * s.keys;
       float* to = dbias.data() + (b.dbias.size(0) > 1 ? at : at % s.heads) * area;
-      for (std::int64_t i = 0; i < area; ++i) to[i] += slopes[i] * (b.inputs.bias_scaled ? b.inputs.scale : 1);
+      for (std::int64_t i = 0; i < area; ++i)
+        to[i] += slopes[i] * (b.inputs.bias_scaled ? b.inputs.scale : 1);
     }
   }
   store(launch, b.dq, dq);
@@ -157,12 +165,15 @@ Operand bias_gradient(Plan& plan, Tensor tensor, const AttentionInputs& inputs) 
   return operand;
 }
 
-void plan_attention_backward(Plan& plan, const AttentionArguments& arguments, Tensor dy, Tensor top, Tensor total,
-                             Tensor softmax, Tensor out, Tensor dq, Tensor dk, Tensor dv, Tensor dbias) {
+void plan_attention_backward(Plan& plan, const AttentionArguments& arguments, Tensor dy, Tensor top,
+                             Tensor total, Tensor softmax, Tensor out, Tensor dq, Tensor dk, Tensor dv,
+                             Tensor dbias) {
   AttentionBackward b;
-  const auto heads_of = [&](Tensor tensor, const char* name, const AttentionInputs& inputs, std::int64_t heads, bool output) {
+  const auto heads_of = [&](Tensor tensor, const char* name, const AttentionInputs& inputs,
+                            std::int64_t heads, bool output) {
     const Types own{inputs.q.dtype};
-    return as_heads(plan, output ? plan.out(tensor, name, own) : plan.in(tensor, name, own), arguments.layout, heads, name);
+    return as_heads(plan, output ? plan.out(tensor, name, own) : plan.in(tensor, name, own), arguments.layout,
+                    heads, name);
   };
   b.inputs = attention_inputs(plan, arguments, [&](Plan&, const AttentionInputs& inputs) {
     b.dy = heads_of(dy, "dy", inputs, arguments.heads, false);
@@ -195,49 +206,56 @@ void plan_attention_backward(Plan& plan, const AttentionArguments& arguments, Te
 }
 
 void check_lists(Plan& plan, Ints prefix, Ints q_start, Ints kv_start) {
-  plan.require(!prefix && !q_start && !kv_start, "the double has no prefix and no start indices: expected NULL");
+  plan.require(!prefix && !q_start && !kv_start,
+               "the double has no prefix and no start indices: expected NULL");
 }
 
 }  // namespace
 
 OP(transformer, FlashAttentionScore, Tensor q, Tensor k, Tensor v, Tensor real_shift, Tensor drop_mask,
    Tensor padding_mask, Tensor atten_mask, Ints prefix, double scale, double keep, std::int64_t before,
-   std::int64_t after, std::int64_t heads, const char* layout, std::int64_t inner_precise, std::int64_t sparse_mode,
-   Tensor top, Tensor total, Tensor softmax, Tensor out) {
+   std::int64_t after, std::int64_t heads, const char* layout, std::int64_t inner_precise,
+   std::int64_t sparse_mode, Tensor top, Tensor total, Tensor softmax, Tensor out) {
   check_lists(plan, prefix, nullptr, nullptr);
-  plan_attention(plan, {q, k, v, real_shift, drop_mask, padding_mask, atten_mask, scale, keep, before, after, heads,
-                        layout, inner_precise, sparse_mode, 1},
+  plan_attention(plan,
+                 {q, k, v, real_shift, drop_mask, padding_mask, atten_mask, scale, keep, before, after, heads,
+                  layout, inner_precise, sparse_mode, 1},
                  top, total, softmax, out);
 }
 
 OP(transformer, FlashAttentionScoreV2, Tensor q, Tensor k, Tensor v, Tensor real_shift, Tensor drop_mask,
-   Tensor padding_mask, Tensor atten_mask, Ints prefix, Ints q_start, Ints kv_start, double scale, double keep,
-   std::int64_t before, std::int64_t after, std::int64_t heads, const char* layout, std::int64_t inner_precise,
-   std::int64_t sparse_mode, std::int64_t pse_type, Tensor top, Tensor total, Tensor softmax, Tensor out) {
+   Tensor padding_mask, Tensor atten_mask, Ints prefix, Ints q_start, Ints kv_start, double scale,
+   double keep, std::int64_t before, std::int64_t after, std::int64_t heads, const char* layout,
+   std::int64_t inner_precise, std::int64_t sparse_mode, std::int64_t pse_type, Tensor top, Tensor total,
+   Tensor softmax, Tensor out) {
   check_lists(plan, prefix, q_start, kv_start);
-  plan_attention(plan, {q, k, v, real_shift, drop_mask, padding_mask, atten_mask, scale, keep, before, after, heads,
-                        layout, inner_precise, sparse_mode, pse_type},
+  plan_attention(plan,
+                 {q, k, v, real_shift, drop_mask, padding_mask, atten_mask, scale, keep, before, after, heads,
+                  layout, inner_precise, sparse_mode, pse_type},
                  top, total, softmax, out);
 }
 
-OP(transformer, FlashAttentionScoreGrad, Tensor q, Tensor k, Tensor v, Tensor dy, Tensor pse, Tensor drop_mask,
-   Tensor padding_mask, Tensor atten_mask, Tensor top, Tensor total, Tensor softmax, Tensor out, Ints prefix,
-   double scale, double keep, std::int64_t before, std::int64_t after, std::int64_t heads, const char* layout,
-   std::int64_t inner_precise, std::int64_t sparse_mode, Tensor dq, Tensor dk, Tensor dv, Tensor dpse) {
+OP(transformer, FlashAttentionScoreGrad, Tensor q, Tensor k, Tensor v, Tensor dy, Tensor pse,
+   Tensor drop_mask, Tensor padding_mask, Tensor atten_mask, Tensor top, Tensor total, Tensor softmax,
+   Tensor out, Ints prefix, double scale, double keep, std::int64_t before, std::int64_t after,
+   std::int64_t heads, const char* layout, std::int64_t inner_precise, std::int64_t sparse_mode, Tensor dq,
+   Tensor dk, Tensor dv, Tensor dpse) {
   check_lists(plan, prefix, nullptr, nullptr);
-  plan_attention_backward(plan, {q, k, v, pse, drop_mask, padding_mask, atten_mask, scale, keep, before, after, heads,
-                                 layout, inner_precise, sparse_mode, 1},
+  plan_attention_backward(plan,
+                          {q, k, v, pse, drop_mask, padding_mask, atten_mask, scale, keep, before, after,
+                           heads, layout, inner_precise, sparse_mode, 1},
                           dy, top, total, softmax, out, dq, dk, dv, dpse);
 }
 
-OP(transformer, FlashAttentionScoreGradV2, Tensor q, Tensor k, Tensor v, Tensor dy, Tensor pse, Tensor drop_mask,
-   Tensor padding_mask, Tensor atten_mask, Tensor top, Tensor total, Tensor softmax, Tensor out, Ints prefix,
-   Ints q_start, Ints kv_start, double scale, double keep, std::int64_t before, std::int64_t after, std::int64_t heads,
-   const char* layout, std::int64_t inner_precise, std::int64_t sparse_mode, std::int64_t pse_type, Tensor dq, Tensor dk,
-   Tensor dv, Tensor dpse) {
+OP(transformer, FlashAttentionScoreGradV2, Tensor q, Tensor k, Tensor v, Tensor dy, Tensor pse,
+   Tensor drop_mask, Tensor padding_mask, Tensor atten_mask, Tensor top, Tensor total, Tensor softmax,
+   Tensor out, Ints prefix, Ints q_start, Ints kv_start, double scale, double keep, std::int64_t before,
+   std::int64_t after, std::int64_t heads, const char* layout, std::int64_t inner_precise,
+   std::int64_t sparse_mode, std::int64_t pse_type, Tensor dq, Tensor dk, Tensor dv, Tensor dpse) {
   check_lists(plan, prefix, q_start, kv_start);
-  plan_attention_backward(plan, {q, k, v, pse, drop_mask, padding_mask, atten_mask, scale, keep, before, after, heads,
-                                 layout, inner_precise, sparse_mode, pse_type},
+  plan_attention_backward(plan,
+                          {q, k, v, pse, drop_mask, padding_mask, atten_mask, scale, keep, before, after,
+                           heads, layout, inner_precise, sparse_mode, pse_type},
                           dy, top, total, softmax, out, dq, dk, dv, dpse);
 }
 

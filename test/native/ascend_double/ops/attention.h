@@ -26,12 +26,14 @@ struct AttentionArguments {
   std::int64_t inner_precise, sparse_mode, bias_type;
 };
 
-/// Adds q, k, v, bias, dropMask, paddingMask, attenMask to the plan, in that order, with `between` called behind v.
+/// Adds q, k, v, bias, dropMask, paddingMask, attenMask to the plan, in that order, with `between` called
+/// behind v.
 AttentionInputs attention_inputs(Plan& plan, const AttentionArguments& arguments,
                                  const std::function<void(Plan&, const AttentionInputs&)>& between);
 
 /// The view [B, N, S, D] of a tensor in the layout of the arguments.
-Operand as_heads(Plan& plan, const Operand& operand, const std::string& layout, std::int64_t heads, const char* name);
+Operand as_heads(Plan& plan, const Operand& operand, const std::string& layout, std::int64_t heads,
+                 const char* name);
 
 /// Scores of one head, scaled, biased and masked (-inf); q [queries, D], k [keys, D].
 class Scores {

@@ -7,12 +7,17 @@ constexpr std::int64_t kCompressed = 2048;  // side of the mask in the compresse
 
 void check_sizes(Plan& plan, AttentionInputs& inputs, std::int64_t heads) {
   AttentionSizes& s = inputs.sizes;
-  s = {inputs.q.size(0), heads, inputs.k.size(1), inputs.q.size(2), inputs.k.size(2), inputs.q.size(3), inputs.v.size(3)};
-  plan.require(inputs.k.size(0) == s.batch && inputs.v.size(0) == s.batch, "batches of query, key and value differ");
-  plan.require(inputs.v.size(1) == s.key_heads && inputs.v.size(2) == s.keys, "key and value differ in heads or length");
+  s = {inputs.q.size(0), heads,           inputs.k.size(1), inputs.q.size(2), inputs.k.size(2),
+       inputs.q.size(3), inputs.v.size(3)};
+  plan.require(inputs.k.size(0) == s.batch && inputs.v.size(0) == s.batch,
+               "batches of query, key and value differ");
+  plan.require(inputs.v.size(1) == s.key_heads && inputs.v.size(2) == s.keys,
+               "key and value differ in heads or length");
   plan.require(inputs.k.size(3) == s.width && s.value_width <= s.width, "head widths: expected q = k >= v");
-  plan.require(s.width >= 1 && s.width <= 512, "head width %lld of at most 512", static_cast<long long>(s.width));
-  plan.require(s.heads >= 1 && s.heads <= 256, "headNum %lld of at most 256", static_cast<long long>(s.heads));
+  plan.require(s.width >= 1 && s.width <= 512, "head width %lld of at most 512",
+               static_cast<long long>(s.width));
+  plan.require(s.heads >= 1 && s.heads <= 256, "headNum %lld of at most 256",
+               static_cast<long long>(s.heads));
   plan.require(s.key_heads > 0 && s.heads % s.key_heads == 0, "%lld heads over %lld heads of keys",
                static_cast<long long>(s.heads), static_cast<long long>(s.key_heads));
   plan.require(s.queries >= 1 && s.keys >= 1 && s.queries <= 1 << 20 && s.keys <= 1 << 20, "lengths 1 to 1M");
@@ -23,10 +28,11 @@ void check_bias(Plan& plan, const AttentionInputs& inputs) {
   const AttentionSizes& s = inputs.sizes;
   plan.require_type(inputs.bias, "realShift", inputs.q.dtype);
   const Dims& shape = inputs.bias.shape;
-  plan.require(shape == Dims{s.batch, s.heads, s.queries, s.keys} || shape == Dims{1, s.heads, s.queries, s.keys} ||
-                   shape == Dims{s.batch, s.heads, 1, s.keys},
-               "realShift: %s for %lld heads of %lld by %lld", text_of(shape).c_str(), static_cast<long long>(s.heads),
-               static_cast<long long>(s.queries), static_cast<long long>(s.keys));
+  plan.require(shape == Dims{s.batch, s.heads, s.queries, s.keys} ||
+                   shape == Dims{1, s.heads, s.queries, s.keys} || shape == Dims{s.batch, s.heads, 1, s.keys},
+               "realShift: %s for %lld heads of %lld by %lld", text_of(shape).c_str(),
+               static_cast<long long>(s.heads), static_cast<long long>(s.queries),
+               static_cast<long long>(s.keys));
 }
 
 void check_mask(Plan& plan, const AttentionInputs& inputs) {
@@ -42,15 +48,17 @@ void check_mask(Plan& plan, const AttentionInputs& inputs) {
     plan.require_shape(inputs.mask, "attenMask", {kCompressed, kCompressed});
     return;
   }
-  plan.require(shape == Dims{s.batch, s.heads, s.queries, s.keys} || shape == Dims{s.batch, 1, s.queries, s.keys} ||
-                   shape == Dims{1, 1, s.queries, s.keys} || shape == Dims{s.queries, s.keys},
+  plan.require(shape == Dims{s.batch, s.heads, s.queries, s.keys} ||
+                   shape == Dims{s.batch, 1, s.queries, s.keys} || shape == Dims{1, 1, s.queries, s.keys} ||
+                   shape == Dims{s.queries, s.keys},
                "attenMask: %s for %lld by %lld", text_of(shape).c_str(), static_cast<long long>(s.queries),
                static_cast<long long>(s.keys));
 }
 
 }  // namespace
 
-Operand as_heads(Plan& plan, const Operand& operand, const std::string& layout, std::int64_t heads, const char* which) {
+Operand as_heads(Plan& plan, const Operand& operand, const std::string& layout, std::int64_t heads,
+                 const char* which) {
   Operand view = operand;
   const auto axes = [&](std::initializer_list<std::size_t> order) {
     view.shape.clear();
@@ -69,7 +77,8 @@ Operand as_heads(Plan& plan, const Operand& operand, const std::string& layout, 
     axes({0, 2, 1, 3});
     return view;
   }
-  plan.require(layout == "BSH" || layout == "SBH", "inputLayout %s: expected BSH, SBH, BSND or BNSD", layout.c_str());
+  plan.require(layout == "BSH" || layout == "SBH", "inputLayout %s: expected BSH, SBH, BSND or BNSD",
+               layout.c_str());
   plan.require(operand.rank() == 3, "%s: expected rank 3 in layout %s", which, layout.c_str());
   plan.require(heads > 0 && operand.size(2) % heads == 0, "%s: H %lld in %lld heads", which,
                static_cast<long long>(operand.size(2)), static_cast<long long>(heads));
@@ -85,7 +94,8 @@ AttentionInputs attention_inputs(Plan& plan, const AttentionArguments& arguments
                                  const std::function<void(Plan&, const AttentionInputs&)>& between) {
   AttentionInputs inputs;
   const std::string layout = plan.text(arguments.layout, "inputLayout");
-  const Operand q = plan.in(arguments.q, "query", kFloats, 3, 4), k = plan.in(arguments.k, "key", kFloats, 3, 4);
+  const Operand q = plan.in(arguments.q, "query", kFloats, 3, 4),
+                k = plan.in(arguments.k, "key", kFloats, 3, 4);
   const Operand v = plan.in(arguments.v, "value", kFloats, 3, 4);
   plan.require_type(k, "key", q.dtype);
   plan.require_type(v, "value", q.dtype);
@@ -105,7 +115,8 @@ AttentionInputs attention_inputs(Plan& plan, const AttentionArguments& arguments
   inputs.mask = plan.optional(arguments.mask, "attenMask", Types{ACL_BOOL, ACL_UINT8}, 2, 4);
   plan.require(!padding, "paddingMask is reserved: expected NULL");
   plan.require(arguments.keep_probability > 0 && arguments.keep_probability <= 1, "keepProb in (0, 1]");
-  plan.require(!drop && arguments.keep_probability == 1, "the double has no dropout: expected keepProb 1 and no dropMask");
+  plan.require(!drop && arguments.keep_probability == 1,
+               "the double has no dropout: expected keepProb 1 and no dropMask");
   plan.require(arguments.bias_type == 0 || arguments.bias_type == 1, "pseType %lld: the double has 0 and 1",
                static_cast<long long>(arguments.bias_type));
   plan.require(arguments.inner_precise >= 0 && arguments.inner_precise <= 2, "innerPrecise 0 to 2");
@@ -141,14 +152,19 @@ Scores::Scores(const Launch& launch, const AttentionInputs& inputs)
 bool Scores::masked(std::int64_t row, std::int64_t column) const {
   const AttentionSizes& s = inputs_.sizes;
   switch (inputs_.sparse_mode) {
-    case 0: return column < row - inputs_.before || column > row + inputs_.after;
-    case 2: return column > row;
-    case 3: return column > row + s.keys - s.queries;
-    default: return false;
+    case 0:
+      return column < row - inputs_.before || column > row + inputs_.after;
+    case 2:
+      return column > row;
+    case 3:
+      return column > row + s.keys - s.queries;
+    default:
+      return false;
   }
 }
 
-void Scores::compute(std::int64_t batch, std::int64_t head, const float* q, const float* k, float* scores) const {
+void Scores::compute(std::int64_t batch, std::int64_t head, const float* q, const float* k,
+                     float* scores) const {
   const AttentionSizes& s = inputs_.sizes;
   gemm(s.queries, s.keys, s.width, {q, s.width, 1}, {k, 1, s.width}, scores, false);
   const float* bias = bias_.data() + batch * bias_steps_[0] + head * bias_steps_[1];

@@ -52,9 +52,9 @@ constexpr auto smaller = [](auto a, auto b) { return a != a || a < b ? a : b; };
 
 }  // namespace
 
-#define ADD_LIKE(name, function)                                                                          \
-  OP(math, name, Tensor x, Tensor y, Scalar alpha, Out z) { add_like(plan, x, y, alpha, z, function); }   \
-  OP(math, Inplace##name, Out x, Tensor y, Scalar alpha) { add_like(plan, x, y, alpha, x, function); }    \
+#define ADD_LIKE(name, function)                                                                            \
+  OP(math, name, Tensor x, Tensor y, Scalar alpha, Out z) { add_like(plan, x, y, alpha, z, function); }     \
+  OP(math, Inplace##name, Out x, Tensor y, Scalar alpha) { add_like(plan, x, y, alpha, x, function); }      \
   OP(math, name##s, Tensor x, Scalar y, Scalar alpha, Out z) { adds_like(plan, x, y, alpha, z, function); } \
   OP(math, Inplace##name##s, Out x, Scalar y, Scalar alpha) { adds_like(plan, x, y, alpha, x, function); }
 ADD_LIKE(Add, plus)
@@ -72,10 +72,10 @@ static void plan_pair(Plan& plan, Tensor x, Scalar y, Tensor z, Function functio
   map_numbers(plan, p.out, {p.a}, [=](auto a) { return function(a, other.template as<decltype(a)>()); });
 }
 
-#define MUL_LIKE(name, function)                                                              \
-  OP(math, name, Tensor x, Tensor y, Out z) { plan_pair(plan, x, y, z, function); }           \
-  OP(math, Inplace##name, Out x, Tensor y) { plan_pair(plan, x, y, x, function); }            \
-  OP(math, name##s, Tensor x, Scalar y, Out z) { plan_pair(plan, x, y, z, function); }        \
+#define MUL_LIKE(name, function)                                                       \
+  OP(math, name, Tensor x, Tensor y, Out z) { plan_pair(plan, x, y, z, function); }    \
+  OP(math, Inplace##name, Out x, Tensor y) { plan_pair(plan, x, y, x, function); }     \
+  OP(math, name##s, Tensor x, Scalar y, Out z) { plan_pair(plan, x, y, z, function); } \
   OP(math, Inplace##name##s, Out x, Scalar y) { plan_pair(plan, x, y, x, function); }
 MUL_LIKE(Mul, times)
 MUL_LIKE(Div, over)
@@ -89,10 +89,12 @@ OP(math, ClampTensor, Tensor x, Tensor low, Tensor high, Out z) {
   map_numbers(plan, out, {a, least, most}, [](auto v, auto l, auto h) { return v < l ? l : v > h ? h : v; });
 }
 
-// ---- comparisons: BOOL out -------------------------------------------------------------------------------------------------------
+// ---- comparisons: BOOL out
+// -------------------------------------------------------------------------------------------------------
 template <class Function>
 static void plan_compare(Plan& plan, Tensor x, Tensor y, Tensor z, Function function) {
-  const Operand a = plan.in(x, "self", kAll), b = plan.in(y, "other", kAll), out = plan.out(z, "out", Types{ACL_BOOL});
+  const Operand a = plan.in(x, "self", kAll), b = plan.in(y, "other", kAll),
+                out = plan.out(z, "out", Types{ACL_BOOL});
   map_numbers(plan, out, {a, b}, function);
 }
 template <class Function>
@@ -101,12 +103,12 @@ static void plan_compare(Plan& plan, Tensor x, Scalar y, Tensor z, Function func
   const Number other(plan.scalar(y, "other"));
   map_numbers(plan, out, {a}, [=](auto v) { return function(v, other.template as<decltype(v)>()); });
 }
-#define COMPARE(name, relation)                                                                        \
-  OP(math, name##Tensor, Tensor x, Tensor y, Out z) {                                                  \
-    plan_compare(plan, x, y, z, [](auto a, auto b) { return a relation b; });                          \
-  }                                                                                                    \
-  OP(math, name##Scalar, Tensor x, Scalar y, Out z) {                                                  \
-    plan_compare(plan, x, y, z, [](auto a, auto b) { return a relation b; });                          \
+#define COMPARE(name, relation)                                               \
+  OP(math, name##Tensor, Tensor x, Tensor y, Out z) {                         \
+    plan_compare(plan, x, y, z, [](auto a, auto b) { return a relation b; }); \
+  }                                                                           \
+  OP(math, name##Scalar, Tensor x, Scalar y, Out z) {                         \
+    plan_compare(plan, x, y, z, [](auto a, auto b) { return a relation b; }); \
   }
 COMPARE(Eq, ==)
 COMPARE(Ne, !=)
@@ -115,26 +117,30 @@ COMPARE(Ge, >=)
 COMPARE(Lt, <)
 COMPARE(Le, <=)
 
-// ---- three operands ---------------------------------------------------------------------------------------------------------------
+// ---- three operands
+// ---------------------------------------------------------------------------------------------------------------
 template <class Function>
 static void plan_three(Plan& plan, Tensor x, Tensor y, Tensor z, Scalar scale, Tensor to, Function function) {
-  const Operand a = plan.in(x, "self", kReals), b = plan.in(y, "tensor1", kReals), c = plan.in(z, "tensor2", kReals);
+  const Operand a = plan.in(x, "self", kReals), b = plan.in(y, "tensor1", kReals),
+                c = plan.in(z, "tensor2", kReals);
   const Operand out = plan.out(to, "out", kReals);
   const double value = plan.scalar(scale, "value").real;
-  map_reals(plan, out, {a, b, c}, [=](auto u, auto v, auto w) { return function(u, v, w, decltype(u)(value)); });
+  map_reals(plan, out, {a, b, c},
+            [=](auto u, auto v, auto w) { return function(u, v, w, decltype(u)(value)); });
 }
-#define THREE(name, formula)                                                                               \
-  OP(math, name, Tensor x, Tensor y, Tensor z, Scalar value, Out out) {                                    \
-    plan_three(plan, x, y, z, value, out, [](auto a, auto b, auto c, auto v) { return formula; });         \
-  }                                                                                                        \
-  OP(math, Inplace##name, Out x, Tensor y, Tensor z, Scalar value) {                                       \
-    plan_three(plan, x, y, z, value, x, [](auto a, auto b, auto c, auto v) { return formula; });           \
+#define THREE(name, formula)                                                                       \
+  OP(math, name, Tensor x, Tensor y, Tensor z, Scalar value, Out out) {                            \
+    plan_three(plan, x, y, z, value, out, [](auto a, auto b, auto c, auto v) { return formula; }); \
+  }                                                                                                \
+  OP(math, Inplace##name, Out x, Tensor y, Tensor z, Scalar value) {                               \
+    plan_three(plan, x, y, z, value, x, [](auto a, auto b, auto c, auto v) { return formula; });   \
   }
 THREE(Addcmul, a + v * b * c)
 THREE(Addcdiv, a + v * (b / c))
 
 OP(math, Lerps, Tensor x, Tensor y, Scalar weight, Out z) {
-  const Operand a = plan.in(x, "self", kReals), b = plan.in(y, "end", kReals), out = plan.out(z, "out", kReals);
+  const Operand a = plan.in(x, "self", kReals), b = plan.in(y, "end", kReals),
+                out = plan.out(z, "out", kReals);
   const double w = plan.scalar(weight, "weight").real;
   map_reals(plan, out, {a, b}, [w](auto u, auto v) { return u + decltype(u)(w) * (v - u); });
 }
@@ -147,16 +153,19 @@ OP(math, SWhere, Tensor condition, Tensor x, Tensor y, Out z) {
 }
 
 OP(math, InplaceMaskedFillScalar, Out x, Tensor mask, Scalar fill) {
-  const Operand a = plan.in(x, "selfRef", kAll), m = plan.in(mask, "mask", Types{ACL_BOOL}), out = plan.out(x, "selfRef", kAll);
+  const Operand a = plan.in(x, "selfRef", kAll), m = plan.in(mask, "mask", Types{ACL_BOOL}),
+                out = plan.out(x, "selfRef", kAll);
   const Number value(plan.scalar(fill, "value"));
-  map_numbers(plan, out, {a, m}, [=](auto u, auto k) { return k != 0 ? value.template as<decltype(u)>() : u; });
+  map_numbers(plan, out, {a, m},
+              [=](auto u, auto k) { return k != 0 ? value.template as<decltype(u)>() : u; });
 }
 
-// ---- copies and fills -------------------------------------------------------------------------------------------------------------
+// ---- copies and fills
+// -------------------------------------------------------------------------------------------------------------
 OP(math, InplaceCopy, Out to, Tensor from) {
   const Operand out = plan.out(to, "selfRef", kAll), in = plan.in(from, "src", kAll);
-  plan.require(broadcast(plan, {out, in}) == out.shape, "src %s does not broadcast to %s", text_of(in.shape).c_str(),
-               text_of(out.shape).c_str());
+  plan.require(broadcast(plan, {out, in}) == out.shape, "src %s does not broadcast to %s",
+               text_of(in.shape).c_str(), text_of(out.shape).c_str());
   plan.compute = [=](const Launch& launch) {
     if (kind_of({in}) == Kind::integer)
       store(launch, out, load_broadcast<std::int64_t>(launch, in, out.shape));

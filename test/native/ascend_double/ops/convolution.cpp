@@ -16,8 +16,8 @@ std::int64_t two(Plan& plan, const Dims& values, const char* name, std::size_t i
   return values[values.size() == 1 ? 0 : index];
 }
 
-Convolution geometry(Plan& plan, const Operand& x, const Operand& weight, Ints stride, Ints padding, Ints dilation,
-                     bool transposed, Ints output_padding, std::int64_t groups, int cube) {
+Convolution geometry(Plan& plan, const Operand& x, const Operand& weight, Ints stride, Ints padding,
+                     Ints dilation, bool transposed, Ints output_padding, std::int64_t groups, int cube) {
   for (const Operand* one : std::initializer_list<const Operand*>{&x, &weight}) {
     plan.require(one->rank() == 4, "the double has two-dimensional convolutions only");
     plan.require_image(*one, "input and weight");
@@ -28,7 +28,8 @@ Convolution geometry(Plan& plan, const Operand& x, const Operand& weight, Ints s
   const Dims &strides = plan.ints(stride, "stride"), &pads = plan.ints(padding, "padding");
   const Dims &dilations = plan.ints(dilation, "dilation"), &more = plan.ints(output_padding, "outputPadding");
   for (const std::int64_t value : more) plan.require(value == 0, "outputPadding: expected zeros");
-  plan.require(pads.size() == 2 || pads.size() == 4, "padding: expected 2 or 4 numbers, got %zu", pads.size());
+  plan.require(pads.size() == 2 || pads.size() == 4, "padding: expected 2 or 4 numbers, got %zu",
+               pads.size());
   Convolution c;
   const bool four = pads.size() == 4;
   c.top = pads[0];
@@ -39,7 +40,8 @@ Convolution geometry(Plan& plan, const Operand& x, const Operand& weight, Ints s
   c.stride_w = two(plan, strides, "stride", 1);
   c.dilation_h = two(plan, dilations, "dilation", 0);
   c.dilation_w = two(plan, dilations, "dilation", 1);
-  plan.require(c.stride_h > 0 && c.stride_w > 0 && c.dilation_h > 0 && c.dilation_w > 0, "stride and dilation above 0");
+  plan.require(c.stride_h > 0 && c.stride_w > 0 && c.dilation_h > 0 && c.dilation_w > 0,
+               "stride and dilation above 0");
   c.batch = x.size(0);
   c.channels = x.size(1);
   c.h = x.size(2);
@@ -59,7 +61,8 @@ Convolution geometry(Plan& plan, const Operand& x, const Operand& weight, Ints s
   return c;
 }
 
-/// Calls visit(row of the columns, pixel of the image or -1 in the padding, pixel of the result) for one channel.
+/// Calls visit(row of the columns, pixel of the image or -1 in the padding, pixel of the result) for one
+/// channel.
 template <class Visit>
 void each_tap(const Convolution& c, Visit&& visit) {
   for (std::int64_t ky = 0; ky < c.kh; ++ky)
@@ -94,16 +97,19 @@ struct ConvolutionBackward {
 
 void run_convolution_backward(const Launch& launch, const ConvolutionBackward& b) {
   const Convolution& c = b.c;
-  const Dense<float> dy = narrowed(load<float>(launch, b.dy), c.precision), x = narrowed(load<float>(launch, b.x), c.precision);
+  const Dense<float> dy = narrowed(load<float>(launch, b.dy), c.precision),
+                     x = narrowed(load<float>(launch, b.x), c.precision);
   const Dense<float> weight = narrowed(load<float>(launch, b.weight), c.precision);
-  const std::int64_t in = c.channels / c.groups, out = c.out_channels / c.groups, taps = c.kh * c.kw, pixels = c.oh * c.ow;
+  const std::int64_t in = c.channels / c.groups, out = c.out_channels / c.groups, taps = c.kh * c.kw,
+                     pixels = c.oh * c.ow;
   Dense<float> columns(in * taps * pixels), dx(x.count()), dweight(weight.count()), dbias(c.out_channels);
   std::fill(dx.data(), dx.data() + dx.count(), 0.0f);
   std::fill(dweight.data(), dweight.data() + dweight.count(), 0.0f);
   std::fill(dbias.data(), dbias.data() + dbias.count(), 0.0f);
   const KOrder order{false, b.fixed ? 0 : launch.chance | 1};
   for (std::int64_t turn = 0; turn < c.batch; ++turn) {
-    const std::int64_t image = b.fixed ? turn : (turn + static_cast<std::int64_t>(launch.chance % 1021)) % c.batch;
+    const std::int64_t image =
+        b.fixed ? turn : (turn + static_cast<std::int64_t>(launch.chance % 1021)) % c.batch;
     for (std::int64_t group = 0; group < c.groups; ++group) {
       const float* slopes = dy.data() + (image * c.out_channels + group * out) * pixels;
       const std::int64_t at = (image * c.channels + group * in) * c.h * c.w;
@@ -114,15 +120,17 @@ void run_convolution_backward(const Launch& launch, const ConvolutionBackward& b
              dweight.data() + group * out * in * taps, true, order);
       }
       if (b.dx) {
-        gemm(in * taps, pixels, out, {kernel, 1, in * taps}, {slopes, pixels, 1}, columns.data(), false, order);
+        gemm(in * taps, pixels, out, {kernel, 1, in * taps}, {slopes, pixels, 1}, columns.data(), false,
+             order);
         for (std::int64_t channel = 0; channel < in; ++channel)
           each_tap(c, [&](std::int64_t tap, std::int64_t to, std::int64_t pixel) {
-            if (to >= 0) dx[at + channel * c.h * c.w + to] += columns[(channel * taps + tap) * pixels + pixel];
+            if (to >= 0)
+              dx[at + channel * c.h * c.w + to] += columns[(channel * taps + tap) * pixels + pixel];
           });
       }
       for (std::int64_t channel = 0; channel < out; ++channel)
-        dbias[group * out + channel] +=
-            sum(slopes + channel * pixels, pixels, b.fixed ? 0 : static_cast<std::int64_t>(launch.chance % 4093));
+        dbias[group * out + channel] += sum(slopes + channel * pixels, pixels,
+                                            b.fixed ? 0 : static_cast<std::int64_t>(launch.chance % 4093));
     }
   }
   store(launch, b.dx, dx);
@@ -132,8 +140,8 @@ void run_convolution_backward(const Launch& launch, const ConvolutionBackward& b
 
 }  // namespace
 
-OP(nn, Convolution, Tensor input, Tensor kernel, Tensor bias, Ints stride, Ints padding, Ints dilation, bool transposed,
-   Ints output_padding, std::int64_t groups, Out output, std::int8_t cube) {
+OP(nn, Convolution, Tensor input, Tensor kernel, Tensor bias, Ints stride, Ints padding, Ints dilation,
+   bool transposed, Ints output_padding, std::int64_t groups, Out output, std::int8_t cube) {
   const Operand x = plan.in(input, "input", kFloats, 3, 5), weight = plan.in(kernel, "weight", kFloats, 3, 5);
   const Operand b = plan.optional(bias, "bias", kFloats, 1, 1);
   const Convolution c =
@@ -150,24 +158,26 @@ OP(nn, Convolution, Tensor input, Tensor kernel, Tensor bias, Ints stride, Ints 
   plan.workspace = 32 * 1024;
   plan.compute = [=](const Launch& launch) {
     const Dense<float> values = narrowed(load<float>(launch, x), c.precision);
-    const Dense<float> weights = narrowed(load<float>(launch, weight), c.precision), biases = load_optional(launch, b);
+    const Dense<float> weights = narrowed(load<float>(launch, weight), c.precision),
+                       biases = load_optional(launch, b);
     const std::int64_t in = c.channels / c.groups, out = c.out_channels / c.groups;
     const std::int64_t depth = in * c.kh * c.kw, pixels = c.oh * c.ow;
     Dense<float> columns(depth * pixels), result(y.count());
     for (std::int64_t at = 0; at < c.batch * c.groups; ++at) {
       gather_columns(c, values.data() + at * in * c.h * c.w, in, columns.data());
-      gemm(out, pixels, depth, {weights.data() + at % c.groups * out * depth, depth, 1}, {columns.data(), pixels, 1},
-           result.data() + at * out * pixels, false);
+      gemm(out, pixels, depth, {weights.data() + at % c.groups * out * depth, depth, 1},
+           {columns.data(), pixels, 1}, result.data() + at * out * pixels, false);
       if (!b) continue;
-      for (std::int64_t i = 0; i < out * pixels; ++i) result[at * out * pixels + i] += biases[at % c.groups * out + i / pixels];
+      for (std::int64_t i = 0; i < out * pixels; ++i)
+        result[at * out * pixels + i] += biases[at % c.groups * out + i / pixels];
     }
     store(launch, y, result);
   };
 }
 
-OP(nn, ConvolutionBackward, Tensor gradient, Tensor input, Tensor kernel, Ints bias_sizes, Ints stride, Ints padding,
-   Ints dilation, bool transposed, Ints output_padding, int groups, Bools wanted, std::int8_t cube, Out dinput,
-   Out dkernel, Out dbias) {
+OP(nn, ConvolutionBackward, Tensor gradient, Tensor input, Tensor kernel, Ints bias_sizes, Ints stride,
+   Ints padding, Ints dilation, bool transposed, Ints output_padding, int groups, Bools wanted,
+   std::int8_t cube, Out dinput, Out dkernel, Out dbias) {
   ConvolutionBackward b;
   b.dy = plan.in(gradient, "gradOutput", kFloats, 3, 5);
   b.x = plan.in(input, "input", kFloats, 3, 5);
@@ -189,7 +199,8 @@ OP(nn, ConvolutionBackward, Tensor gradient, Tensor input, Tensor kernel, Ints b
     plan.require_shape(b.dweight, "gradWeight", b.weight.shape);
   }
   if (mask[2]) {
-    plan.require(plan.ints(bias_sizes, "biasSizes") == Dims{c.out_channels}, "biasSizes: expected the output channels");
+    plan.require(plan.ints(bias_sizes, "biasSizes") == Dims{c.out_channels},
+                 "biasSizes: expected the output channels");
     b.dbias = plan.out(dbias, "gradBias", kFloats);
     plan.require_shape(b.dbias, "gradBias", {c.out_channels});
   }

@@ -1,5 +1,6 @@
-// Tensors as plain arrays: views are gathered into contiguous memory of the type that is computed in, and results are
-// scattered and rounded back. Arithmetic in f16 and bf16 is arithmetic in f32 with rounding at the ends, as on the device.
+// Tensors as plain arrays: views are gathered into contiguous memory of the type that is computed in, and
+// results are scattered and rounded back. Arithmetic in f16 and bf16 is arithmetic in f32 with rounding at
+// the ends, as on the device.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -17,17 +18,28 @@ namespace ascend_double {
 template <class Visit>
 void with_type(aclDataType dtype, Visit&& visit) {
   switch (dtype) {
-    case ACL_FLOAT: return visit(float{});
-    case ACL_FLOAT16: return visit(Half{});
-    case ACL_BF16: return visit(BFloat{});
-    case ACL_DOUBLE: return visit(double{});
-    case ACL_INT8: return visit(std::int8_t{});
-    case ACL_INT16: return visit(std::int16_t{});
-    case ACL_INT32: return visit(std::int32_t{});
-    case ACL_INT64: return visit(std::int64_t{});
-    case ACL_UINT8: return visit(std::uint8_t{});
-    case ACL_BOOL: return visit(bool{});
-    default: refuse(ACLNN_ERR_INNER_FIND_KERNEL, "no kernel for %s", name_of(dtype));
+    case ACL_FLOAT:
+      return visit(float{});
+    case ACL_FLOAT16:
+      return visit(Half{});
+    case ACL_BF16:
+      return visit(BFloat{});
+    case ACL_DOUBLE:
+      return visit(double{});
+    case ACL_INT8:
+      return visit(std::int8_t{});
+    case ACL_INT16:
+      return visit(std::int16_t{});
+    case ACL_INT32:
+      return visit(std::int32_t{});
+    case ACL_INT64:
+      return visit(std::int64_t{});
+    case ACL_UINT8:
+      return visit(std::uint8_t{});
+    case ACL_BOOL:
+      return visit(Truth{});
+    default:
+      refuse(ACLNN_ERR_INNER_FIND_KERNEL, "no kernel for %s", name_of(dtype));
   }
 }
 
@@ -39,8 +51,6 @@ To convert(From value) {
     return convert<To>(static_cast<float>(value));
   else if constexpr (std::is_class_v<To>)
     return To(static_cast<float>(value));
-  else if constexpr (std::is_same_v<To, bool>)
-    return value != From{};
   else if constexpr (std::is_integral_v<To> && std::is_floating_point_v<From>) {
     if (value != value) return 0;
     if (value <= static_cast<From>(std::numeric_limits<To>::min())) return std::numeric_limits<To>::min();
@@ -51,9 +61,11 @@ To convert(From value) {
 }
 
 /// Splits [0, count) over the double's threads (ASCEND_DOUBLE_THREADS); every index is computed by itself.
-void parallel(std::int64_t count, std::int64_t grain, const std::function<void(std::int64_t, std::int64_t)>& body);
+void parallel(std::int64_t count, std::int64_t grain,
+              const std::function<void(std::int64_t, std::int64_t)>& body);
 
-/// Calls visit(first index, offset, length, stride) for each innermost run of a view; runs are as long as they can be.
+/// Calls visit(first index, offset, length, stride) for each innermost run of a view; runs are as long as
+/// they can be.
 void each_run(const Dims& shape, const Dims& strides,
               const std::function<void(std::int64_t, std::int64_t, std::int64_t, std::int64_t)>& visit);
 
@@ -89,14 +101,15 @@ Dense<Value> load(const Launch& launch, const Operand& from, const Dims& shape, 
   with_type(from.dtype, [&](auto type) {
     using Stored = decltype(type);
     const Stored* values = reinterpret_cast<const Stored*>(base);
-    each_run(shape, strides, [&](std::int64_t first, std::int64_t offset, std::int64_t length, std::int64_t stride) {
-      Value* out = to.data() + first;
-      const Stored* in = values + offset;
-      if (stride == 1)
-        for (std::int64_t i = 0; i < length; ++i) out[i] = convert<Value>(in[i]);
-      else
-        for (std::int64_t i = 0; i < length; ++i) out[i] = convert<Value>(in[i * stride]);
-    });
+    each_run(shape, strides,
+             [&](std::int64_t first, std::int64_t offset, std::int64_t length, std::int64_t stride) {
+               Value* out = to.data() + first;
+               const Stored* in = values + offset;
+               if (stride == 1)
+                 for (std::int64_t i = 0; i < length; ++i) out[i] = convert<Value>(in[i]);
+               else
+                 for (std::int64_t i = 0; i < length; ++i) out[i] = convert<Value>(in[i * stride]);
+             });
   });
   return to;
 }
@@ -127,7 +140,8 @@ void store(const Launch& launch, const Operand& to, const Value* values) {
     Stored* base = reinterpret_cast<Stored*>(launch.at[static_cast<std::size_t>(to.slot)]);
     each_run(to.shape, to.strides,
              [&](std::int64_t first, std::int64_t offset, std::int64_t length, std::int64_t stride) {
-               for (std::int64_t i = 0; i < length; ++i) base[offset + i * stride] = convert<Stored>(values[first + i]);
+               for (std::int64_t i = 0; i < length; ++i)
+                 base[offset + i * stride] = convert<Stored>(values[first + i]);
              });
   });
 }
@@ -143,7 +157,8 @@ float rounded(float value, aclDataType dtype);
 /// numpy's broadcast of several shapes; refuses with 161002.
 Dims broadcast(Plan& plan, const std::vector<Operand>& operands);
 
-/// Pairwise f32 sum in a fixed order. `start` rotates the order: for reductions that nobody asked to be deterministic.
+/// Pairwise f32 sum in a fixed order; with a `start` one after the other from there on, for reductions that
+/// nobody asked to be deterministic.
 float sum(const float* values, std::int64_t count, std::int64_t start = 0);
 
 }  // namespace ascend_double

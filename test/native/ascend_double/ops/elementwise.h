@@ -32,7 +32,8 @@ inline Kind kind_of(const std::vector<Operand>& operands) {
 }
 
 template <class Value, class Function>
-void run_elementwise(const Launch& launch, const Operand& out, const std::vector<Operand>& in, const Function& function) {
+void run_elementwise(const Launch& launch, const Operand& out, const std::vector<Operand>& in,
+                     const Function& function) {
   const std::int64_t count = out.count();
   if (count == 0) return;
   std::vector<Dense<Value>> values;

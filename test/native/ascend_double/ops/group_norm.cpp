@@ -19,7 +19,8 @@ void run_group_norm(const Launch& launch, const GroupNorm& n) {
     const float* values = x.data() + at * count;
     const float mean = sum(values, count) / static_cast<float>(count);
     for (std::int64_t i = 0; i < count; ++i) scratch[i] = (values[i] - mean) * (values[i] - mean);
-    const float rstd = 1 / std::sqrt(sum(scratch.data(), count) / static_cast<float>(count) + static_cast<float>(n.eps));
+    const float rstd =
+        1 / std::sqrt(sum(scratch.data(), count) / static_cast<float>(count) + static_cast<float>(n.eps));
     means[at] = mean;
     rstds[at] = rstd;
     for (std::int64_t i = 0; i < count; ++i) {
@@ -39,8 +40,8 @@ void check_sizes(Plan& plan, const Operand& x, std::int64_t batch, std::int64_t 
   plan.require(batch * channels * pixels == x.count() && x.size(0) == batch && x.size(1) == channels,
                "N %lld, C %lld, HxW %lld do not describe %s", static_cast<long long>(batch),
                static_cast<long long>(channels), static_cast<long long>(pixels), text_of(x.shape).c_str());
-  plan.require(groups > 0 && channels % groups == 0, "%lld channels in %lld groups", static_cast<long long>(channels),
-               static_cast<long long>(groups));
+  plan.require(groups > 0 && channels % groups == 0, "%lld channels in %lld groups",
+               static_cast<long long>(channels), static_cast<long long>(groups));
 }
 
 void plan_group_norm(Plan& plan, GroupNorm n, Tensor weight, Tensor bias, Out output, Out mean, Out rstd) {
@@ -60,8 +61,8 @@ void plan_group_norm(Plan& plan, GroupNorm n, Tensor weight, Tensor bias, Out ou
   plan.compute = [=](const Launch& launch) { run_group_norm(launch, n); };
 }
 
-void plan_group_norm_silu(Plan& plan, Tensor input, Tensor weight, Tensor bias, std::int64_t groups, double eps,
-                          bool silu, Out output, Out mean, Out rstd) {
+void plan_group_norm_silu(Plan& plan, Tensor input, Tensor weight, Tensor bias, std::int64_t groups,
+                          double eps, bool silu, Out output, Out mean, Out rstd) {
   GroupNorm n;
   n.x = plan.in(input, "self", kFloats, 2);
   n.batch = n.x.size(0);
@@ -89,8 +90,8 @@ OP(nn, GroupNorm, Tensor input, Tensor weight, Tensor bias, std::int64_t batch, 
   plan_group_norm(plan, n, weight, bias, output, mean, rstd);
 }
 
-OP(nn, GroupNormSilu, Tensor input, Tensor weight, Tensor bias, std::int64_t groups, double eps, Out output, Out mean,
-   Out rstd) {
+OP(nn, GroupNormSilu, Tensor input, Tensor weight, Tensor bias, std::int64_t groups, double eps, Out output,
+   Out mean, Out rstd) {
   plan_group_norm_silu(plan, input, weight, bias, groups, eps, true, output, mean, rstd);
 }
 OP(nn, GroupNormSiluV2, Tensor input, Tensor weight, Tensor bias, std::int64_t groups, double eps, bool silu,
@@ -127,10 +128,12 @@ void run_group_norm_backward(const Launch& launch, const GroupNormBackward& n) {
       }
       const float a = sum(along.data(), count) / static_cast<float>(count);
       const float b = sum(g.data(), count) / static_cast<float>(count);
-      for (std::int64_t i = 0; i < count; ++i) dx[at + i] = root * (g[i] - b - (x[at + i] - center) * root * a);
+      for (std::int64_t i = 0; i < count; ++i)
+        dx[at + i] = root * (g[i] - b - (x[at + i] - center) * root * a);
       for (std::int64_t c = 0; c < per_group; ++c) {
         const float* slope = dy.data() + at + c * n.pixels;
-        for (std::int64_t i = 0; i < n.pixels; ++i) terms[i] = slope[i] * (x[at + c * n.pixels + i] - center) * root;
+        for (std::int64_t i = 0; i < n.pixels; ++i)
+          terms[i] = slope[i] * (x[at + c * n.pixels + i] - center) * root;
         dgamma[group * per_group + c] += sum(terms.data(), n.pixels, start);
         dbeta[group * per_group + c] += sum(slope, n.pixels, start);
       }
@@ -143,8 +146,9 @@ void run_group_norm_backward(const Launch& launch, const GroupNormBackward& n) {
 
 }  // namespace
 
-OP(nn, GroupNormBackward, Tensor gradient, Tensor input, Tensor mean, Tensor rstd, Tensor weight, std::int64_t batch,
-   std::int64_t channels, std::int64_t pixels, std::int64_t groups, Bools wanted, Out dinput, Out dweight, Out dbias) {
+OP(nn, GroupNormBackward, Tensor gradient, Tensor input, Tensor mean, Tensor rstd, Tensor weight,
+   std::int64_t batch, std::int64_t channels, std::int64_t pixels, std::int64_t groups, Bools wanted,
+   Out dinput, Out dweight, Out dbias) {
   GroupNormBackward n;
   n.dy = plan.in(gradient, "gradOut", kFloats, 2);
   const Types own{n.dy.dtype};
@@ -159,7 +163,8 @@ OP(nn, GroupNormBackward, Tensor gradient, Tensor input, Tensor mean, Tensor rst
   if (n.gamma) plan.require_shape(n.gamma, "gamma", {channels});
   const std::vector<bool> mask = plan.bools(wanted, "outputMask", 3);
   n.dx = mask[0] ? plan.out(dinput, "gradInput", own) : plan.optional_out(nullptr, "gradInput", own);
-  n.dgamma = mask[1] ? plan.out(dweight, "gradGammaOut", own) : plan.optional_out(nullptr, "gradGammaOut", own);
+  n.dgamma =
+      mask[1] ? plan.out(dweight, "gradGammaOut", own) : plan.optional_out(nullptr, "gradGammaOut", own);
   n.dbeta = mask[2] ? plan.out(dbias, "gradBetaOut", own) : plan.optional_out(nullptr, "gradBetaOut", own);
   if (n.dx) plan.require_shape(n.dx, "gradInput", n.x.shape);
   if (n.dgamma) plan.require_shape(n.dgamma, "gradGammaOut", {channels});

@@ -1,4 +1,5 @@
-// bf16 and f16, rounded to nearest even. Written here again, on purpose: the double takes nothing from what it tests.
+// bf16 and f16, rounded to nearest even. Written here again, on purpose: the double takes nothing from what
+// it tests.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -42,7 +43,8 @@ struct Half {
     else if (magnitude < 0x38800000)  // below the smallest normal: adding 0.5 lets the adder round
       bits = static_cast<std::uint16_t>(sign | (bits_of(float_of(magnitude) + 0.5f) - 0x3f000000));
     else
-      bits = static_cast<std::uint16_t>(sign | ((magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13));
+      bits =
+          static_cast<std::uint16_t>(sign | ((magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13));
   }
   explicit operator float() const {
     const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000) << 16, rest = bits & 0x7fff;
@@ -50,6 +52,14 @@ struct Half {
     if (rest >= 0x0400) return float_of(sign | ((rest << 13) + 0x38000000));
     return float_of(sign | bits_of(static_cast<float>(rest) * 0x1p-24f));
   }
+};
+
+/// A BOOL in memory, which may hold any byte.
+struct Truth {
+  std::uint8_t byte = 0;
+  Truth() = default;
+  explicit Truth(float value) : byte(value != 0) {}
+  explicit operator float() const { return byte != 0; }
 };
 
 }  // namespace ascend_double

@@ -1,4 +1,5 @@
-// Rows of tables by index. A negative index is an aicore exception; one that is too large reads garbage, without a word.
+// Rows of tables by index. A negative index is an aicore exception; one that is too large reads garbage,
+// without a word.
 #include "ascend_double/ops/dense.h"
 
 namespace ascend_double {
@@ -25,11 +26,13 @@ Dense<std::int64_t> checked_indices(const Launch& launch, const Operand& ids) {
 
 bool too_large(std::int64_t index, std::int64_t size) {
   if (index < size) return false;
-  violation("index %lld of %lld reads or writes garbage", static_cast<long long>(index), static_cast<long long>(size));
+  violation("index %lld of %lld reads or writes garbage", static_cast<long long>(index),
+            static_cast<long long>(size));
   return true;
 }
 
-void run_gather(const Launch& launch, const Operand& table, int axis, const Operand& ids, const Operand& out) {
+void run_gather(const Launch& launch, const Operand& table, int axis, const Operand& ids,
+                const Operand& out) {
   const Along a = along(table, axis);
   const Dense<std::int64_t> indices = checked_indices(launch, ids);
   const Dense<float> values = load<float>(launch, table);
@@ -68,7 +71,8 @@ void run_scatter(const Launch& launch, const Scatter& s) {
   Dense<float> result(self.count());
   std::copy(self.data(), self.data() + self.count(), result.data());
   const std::int64_t count = indices.count();
-  const std::int64_t start = s.fixed || !count ? 0 : static_cast<std::int64_t>(launch.chance % static_cast<std::uint64_t>(count));
+  const std::int64_t start =
+      s.fixed || !count ? 0 : static_cast<std::int64_t>(launch.chance % static_cast<std::uint64_t>(count));
   for (std::int64_t o = 0; o < s.a.outer; ++o)
     for (std::int64_t n = 0; n < count; ++n) {
       const std::int64_t i = (n + start) % count;
@@ -83,7 +87,8 @@ void run_scatter(const Launch& launch, const Scatter& s) {
 }  // namespace
 
 OP(nn, Embedding, Tensor table, Tensor ids, Tensor out) {
-  const Operand weight = plan.in(table, "weight", kNumbers, 2, 2), indices = plan.in(ids, "indices", kIndices);
+  const Operand weight = plan.in(table, "weight", kNumbers, 2, 2),
+                indices = plan.in(ids, "indices", kIndices);
   plan_gather(plan, weight, 0, indices, plan.out(out, "out", kNumbers));
 }
 
@@ -104,7 +109,8 @@ OP(nn, Gather, Tensor x, std::int64_t dim, Tensor ids, Out y) {
   plan.require(index.rank() == in.rank(), "index: expected the rank of self");
   plan.require_shape(out, "out", index.shape);
   plan.require_type(out, "out", in.dtype);
-  for (int i = 0; i < in.rank(); ++i) plan.require(i == axis || index.size(i) <= in.size(i), "index is larger than self");
+  for (int i = 0; i < in.rank(); ++i)
+    plan.require(i == axis || index.size(i) <= in.size(i), "index is larger than self");
   plan.compute = [=](const Launch& launch) {
     const Dense<float> values = load<float>(launch, in);
     const Dense<std::int64_t> indices = checked_indices(launch, index);
@@ -123,8 +129,8 @@ OP(nn, Gather, Tensor x, std::int64_t dim, Tensor ids, Out y) {
 }
 
 // Gradients of a table, summed in the order of the indices if asked to be deterministic; row pad stays zero.
-OP(nn, EmbeddingDenseBackward, Tensor gradient, Tensor ids, std::uint64_t rows, std::uint64_t pad, bool scale_by_frequency,
-   Tensor out) {
+OP(nn, EmbeddingDenseBackward, Tensor gradient, Tensor ids, std::uint64_t rows, std::uint64_t pad,
+   bool scale_by_frequency, Tensor out) {
   const Operand dy = plan.in(gradient, "grad", kFloats, 1), indices = plan.in(ids, "indices", kIndices);
   const Operand dtable = plan.out(out, "out", kFloats, 2, 2);
   const std::int64_t width = dy.size(-1);
@@ -140,10 +146,12 @@ OP(nn, EmbeddingDenseBackward, Tensor gradient, Tensor ids, std::uint64_t rows, 
     Dense<float> sums(dtable.count());
     std::fill(sums.data(), sums.data() + sums.count(), 0.0f);
     const std::int64_t count = at.count();
-    const std::int64_t start = fixed || !count ? 0 : static_cast<std::int64_t>(launch.chance % static_cast<std::uint64_t>(count));
+    const std::int64_t start =
+        fixed || !count ? 0 : static_cast<std::int64_t>(launch.chance % static_cast<std::uint64_t>(count));
     for (std::int64_t n = 0; n < count; ++n) {
       const std::int64_t i = (n + start) % count;
-      if (at[i] == static_cast<std::int64_t>(pad) || too_large(at[i], static_cast<std::int64_t>(rows))) continue;
+      if (at[i] == static_cast<std::int64_t>(pad) || too_large(at[i], static_cast<std::int64_t>(rows)))
+        continue;
       for (std::int64_t k = 0; k < width; ++k) sums[at[i] * width + k] += slopes[i * width + k];
     }
     store(launch, dtable, sums);

@@ -6,8 +6,8 @@ namespace ascend_double {
 namespace {
 
 struct Product {
-  Operand a, b, out;   // [..., M, K], [..., K, N], [..., M, N]
-  Operand added;       // beta * added, broadcast to out; may be undefined
+  Operand a, b, out;  // [..., M, K], [..., K, N], [..., M, N]
+  Operand added;      // beta * added, broadcast to out; may be undefined
   float alpha = 1, beta = 1;
   Precision precision;
   bool deterministic = false;
@@ -30,16 +30,35 @@ std::int64_t batch_offset(const Operand& operand, const Dims& batch, std::int64_
   return offset;
 }
 
+/// The matrices of an operand in memory, read the way they lie: gathering a transposed view along its rows is slow.
+struct Matrices {
+  Dense<float> values;
+  std::int64_t row, column;
+  const float* at(std::int64_t offset) const { return values.data() + offset; }
+};
+
+Matrices matrices(const Launch& launch, const Operand& operand, Precision precision) {
+  const std::size_t last = operand.shape.size() - 1;
+  const bool lies_transposed = operand.strides[last] != 1 && operand.strides[last - 1] == 1;
+  Operand view = operand;
+  if (lies_transposed) {
+    std::swap(view.shape[last], view.shape[last - 1]);
+    std::swap(view.strides[last], view.strides[last - 1]);
+  }
+  Dense<float> values = narrowed(load<float>(launch, view), precision);
+  const std::int64_t step = view.shape[last];
+  return {std::move(values), lies_transposed ? 1 : step, lies_transposed ? step : 1};
+}
+
 void multiply(const Launch& launch, const Product& p) {
   const std::int64_t m = p.out.size(-2), n = p.out.size(-1), k = p.a.size(-1);
   const Dims batch(p.out.shape.begin(), p.out.shape.end() - 2);
-  Dense<float> a = load<float>(launch, p.a), b = load<float>(launch, p.b);
-  const Dense<float> left = narrowed(std::move(a), p.precision), right = narrowed(std::move(b), p.precision);
+  const Matrices left = matrices(launch, p.a, p.precision), right = matrices(launch, p.b, p.precision);
   Dense<float> c(p.out.count());
   const KOrder order{k_shift(), p.deterministic ? 0 : launch.chance | 1};
   for (std::int64_t at = 0; at < count_of(batch); ++at)
-    gemm(m, n, k, {left.data() + batch_offset(p.a, batch, at), k, 1},
-         {right.data() + batch_offset(p.b, batch, at), n, 1}, c.data() + at * m * n, false, order);
+    gemm(m, n, k, {left.at(batch_offset(p.a, batch, at)), left.row, left.column},
+         {right.at(batch_offset(p.b, batch, at)), right.row, right.column}, c.data() + at * m * n, false, order);
   if (p.added) {
     const Dense<float> more = load_broadcast<float>(launch, p.added, p.out.shape);
     for (std::int64_t i = 0; i < c.count(); ++i) c[i] = p.alpha * c[i] + p.beta * more[i];
@@ -72,7 +91,8 @@ void as_matrix(Operand& operand, bool row) {
   operand.strides.insert(row ? operand.strides.begin() : operand.strides.end(), 0);
 }
 
-void plan_matmul(Plan& plan, Tensor x, Tensor y, Tensor z, int cube_math_type, int least_rank, int most_rank) {
+void plan_matmul(Plan& plan, Tensor x, Tensor y, Tensor z, int cube_math_type, int least_rank,
+                 int most_rank) {
   Product product;
   product.a = plan.in(x, "self", kFloats, least_rank, most_rank);
   product.b = plan.in(y, "mat2", kFloats, least_rank, most_rank);
@@ -121,8 +141,8 @@ OP(nn, Dot, Tensor x, Tensor y, Out z) {
   };
 }
 
-static void plan_addmm(Plan& plan, Tensor added, Tensor x, Tensor y, Scalar beta, Scalar alpha, Tensor z, int cube,
-                       int rank) {
+static void plan_addmm(Plan& plan, Tensor added, Tensor x, Tensor y, Scalar beta, Scalar alpha, Tensor z,
+                       int cube, int rank) {
   Product product;
   product.added = plan.in(added, "self", kFloats);
   product.a = plan.in(x, "mat1", kFloats, rank, rank);
@@ -155,8 +175,8 @@ OP(nn, InplaceBaddbmm, Out self, Tensor x, Tensor y, Scalar beta, Scalar alpha, 
 }
 
 // op(A) op(B) alpha + C beta; a flag other than 0 transposes.
-OP(nn, Gemm, Tensor x, Tensor y, Tensor z, float alpha, float beta, std::int64_t transpose_a, std::int64_t transpose_b,
-   Out out, std::int8_t cube) {
+OP(nn, Gemm, Tensor x, Tensor y, Tensor z, float alpha, float beta, std::int64_t transpose_a,
+   std::int64_t transpose_b, Out out, std::int8_t cube) {
   Product product;
   product.a = plan.in(x, "A", kFloats, 2, 2);
   product.b = plan.in(y, "B", kFloats, 2, 2);

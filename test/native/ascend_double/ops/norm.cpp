@@ -16,8 +16,8 @@ Moments moments(const float* x, std::int64_t count, double eps, float* scratch) 
 }
 
 /// dx of (x - mean) * rstd for one row; g = dy * weight. Without centering: of x * rstd.
-void normal_backward(const float* g, const float* x, float mean, float rstd, std::int64_t count, bool centered,
-                     float* scratch, float* dx) {
+void normal_backward(const float* g, const float* x, float mean, float rstd, std::int64_t count,
+                     bool centered, float* scratch, float* dx) {
   for (std::int64_t i = 0; i < count; ++i) scratch[i] = g[i] * (x[i] - mean) * rstd;
   const float along = sum(scratch, count) / static_cast<float>(count);
   const float across = centered ? sum(g, count) / static_cast<float>(count) : 0;
@@ -25,7 +25,8 @@ void normal_backward(const float* g, const float* x, float mean, float rstd, std
 }
 
 /// Column sums of rows [rows, width], the rows taken from `start` on, round.
-void add_columns(const Dense<float>& terms, std::int64_t rows, std::int64_t width, std::int64_t start, float* sums) {
+void add_columns(const Dense<float>& terms, std::int64_t rows, std::int64_t width, std::int64_t start,
+                 float* sums) {
   std::fill(sums, sums + width, 0.0f);
   for (std::int64_t n = 0; n < rows; ++n) {
     const float* row = terms.data() + (n + start) % rows * width;
@@ -52,7 +53,8 @@ void check_normalized(Plan& plan, const Operand& x, const Dims& shape) {
 }
 
 // Statistics in f32, or in the dtype of x.
-void check_statistics(Plan& plan, const Operand& operand, const char* name, const Operand& x, const Dims& shape) {
+void check_statistics(Plan& plan, const Operand& operand, const char* name, const Operand& x,
+                      const Dims& shape) {
   if (!operand) return;
   plan.require(operand.dtype == ACL_FLOAT || operand.dtype == x.dtype, "%s: expected FLOAT or %s", name,
                name_of(x.dtype));
@@ -70,8 +72,7 @@ void run_layer_norm(const Launch& launch, const LayerNorm& n) {
     means[row] = m.mean;
     rstds[row] = m.rstd;
     for (std::int64_t i = 0; i < n.width; ++i)
-      y[row * n.width + i] =
-          (at[i] - m.mean) * m.rstd * (n.weight ? weight[i] : 1) + (n.bias ? bias[i] : 0);
+      y[row * n.width + i] = (at[i] - m.mean) * m.rstd * (n.weight ? weight[i] : 1) + (n.bias ? bias[i] : 0);
   }
   store(launch, n.out, y);
   store(launch, n.mean, means);
@@ -103,8 +104,8 @@ OP(nn, LayerNorm, Tensor input, Ints normalized, Tensor weight, Tensor bias, dou
   plan.compute = [=](const Launch& launch) { run_layer_norm(launch, n); };
 }
 
-OP(nn, LayerNormWithImplMode, Tensor input, Ints normalized, Tensor weight, Tensor bias, double eps, Out output,
-   Out mean, Out rstd, std::int32_t mode) {
+OP(nn, LayerNormWithImplMode, Tensor input, Ints normalized, Tensor weight, Tensor bias, double eps,
+   Out output, Out mean, Out rstd, std::int32_t mode) {
   plan.require(mode >= 0 && mode <= 2, "implMode: expected 0, 1 or 2, got %d", mode);
   plan_LayerNorm(plan, input, normalized, weight, bias, eps, output, mean, rstd);
   const Operand x = plan.in(input, "input", kFloats);
@@ -133,7 +134,8 @@ void run_norm_backward(const Launch& launch, const NormBackward& n) {
       g[i] = dy[at + i] * (n.weight ? weight[i] : 1);
       terms[at + i] = dy[at + i] * (x[at + i] - center) * rstd[row];
     }
-    normal_backward(g.data(), x.data() + at, center, rstd[row], n.width, bool(n.mean), scratch.data(), dx.data() + at);
+    normal_backward(g.data(), x.data() + at, center, rstd[row], n.width, bool(n.mean), scratch.data(),
+                    dx.data() + at);
   }
   store(launch, n.dx, dx);
   const std::int64_t start = rows ? start_of(launch, n.fixed, 0) % rows : 0;
@@ -149,8 +151,8 @@ void run_norm_backward(const Launch& launch, const NormBackward& n) {
 
 }  // namespace
 
-OP(nn, LayerNormBackward, Tensor gradient, Tensor input, Ints normalized, Tensor mean, Tensor rstd, Tensor weight,
-   Tensor bias, Bools wanted, Out dinput, Out dweight, Out dbias) {
+OP(nn, LayerNormBackward, Tensor gradient, Tensor input, Ints normalized, Tensor mean, Tensor rstd,
+   Tensor weight, Tensor bias, Bools wanted, Out dinput, Out dweight, Out dbias) {
   NormBackward n;
   n.dy = plan.in(gradient, "gradOut", kFloats, 1);
   n.x = plan.in(input, "input", kFloats, 1);
@@ -182,7 +184,8 @@ OP(nn, LayerNormBackward, Tensor gradient, Tensor input, Ints normalized, Tensor
   plan.compute = [=](const Launch& launch) { run_norm_backward(launch, n); };
 }
 
-// ---- AdaLayerNorm: layer norm * (1 + scale) + shift, with CANN 9 -----------------------------------------------------------------
+// ---- AdaLayerNorm: layer norm * (1 + scale) + shift, with CANN 9
+// -----------------------------------------------------------------
 OP9(nn, AdaLayerNorm, Tensor x, Tensor scale, Tensor shift, Tensor weight, Tensor bias, double eps, Out y) {
   LayerNorm n;
   n.x = plan.in(x, "x", kFloats, 2);
@@ -192,20 +195,24 @@ OP9(nn, AdaLayerNorm, Tensor x, Tensor scale, Tensor shift, Tensor weight, Tenso
   n.bias = plan.optional(bias, "bias", kFloats);
   n.out = plan.out(y, "out", kFloats);
   plan.require_shape(n.out, "out", n.x.shape);
-  for (const Operand* one : std::initializer_list<const Operand*>{&gain, &offset, &n.out}) plan.require_type(*one, "scale, shift, out", n.x.dtype);
-  plan.require(gain.count() * n.x.size(-2) == n.x.count() && gain.size(-1) == width, "scale: one row per batch");
+  for (const Operand* one : std::initializer_list<const Operand*>{&gain, &offset, &n.out})
+    plan.require_type(*one, "scale, shift, out", n.x.dtype);
+  plan.require(gain.count() * n.x.size(-2) == n.x.count() && gain.size(-1) == width,
+               "scale: one row per batch");
   plan.require_shape(offset, "shift", gain.shape);
   if (n.weight) plan.require_shape(n.weight, "weight", {width});
   if (n.bias) plan.require_shape(n.bias, "bias", {width});
   const std::int64_t length = n.x.size(-2);
   plan.compute = [=](const Launch& launch) {
-    const Dense<float> in = load<float>(launch, n.x), g = load<float>(launch, gain), o = load<float>(launch, offset);
+    const Dense<float> in = load<float>(launch, n.x), g = load<float>(launch, gain),
+                       o = load<float>(launch, offset);
     const Dense<float> w = load_optional(launch, n.weight), b = load_optional(launch, n.bias);
     Dense<float> out(in.count()), scratch(width);
     for (std::int64_t row = 0; row < in.count() / width; ++row) {
       const Moments m = moments(in.data() + row * width, width, eps, scratch.data());
       for (std::int64_t i = 0; i < width; ++i) {
-        const float normal = (in[row * width + i] - m.mean) * m.rstd * (n.weight ? w[i] : 1) + (n.bias ? b[i] : 0);
+        const float normal =
+            (in[row * width + i] - m.mean) * m.rstd * (n.weight ? w[i] : 1) + (n.bias ? b[i] : 0);
         out[row * width + i] = normal * (1 + g[row / length * width + i]) + o[row / length * width + i];
       }
     }
@@ -213,10 +220,11 @@ OP9(nn, AdaLayerNorm, Tensor x, Tensor scale, Tensor shift, Tensor weight, Tenso
   };
 }
 
-// ---- RMS norm -----------------------------------------------------------------------------------------------------------------------
+// ---- RMS norm
+// -----------------------------------------------------------------------------------------------------------------------
 static void check_rms_types(Plan& plan, const Operand& x, const Operand& gamma) {
-  plan.require(gamma.dtype == x.dtype || gamma.dtype == ACL_FLOAT, "gamma: %s with x in %s", name_of(gamma.dtype),
-               name_of(x.dtype));
+  plan.require(gamma.dtype == x.dtype || gamma.dtype == ACL_FLOAT, "gamma: %s with x in %s",
+               name_of(gamma.dtype), name_of(x.dtype));
 }
 
 OP(nn, RmsNorm, Tensor input, Tensor weight, double eps, Tensor output, Tensor root) {
@@ -236,7 +244,8 @@ OP(nn, RmsNorm, Tensor input, Tensor weight, double eps, Tensor output, Tensor r
     for (std::int64_t row = 0; row < rows; ++row) {
       const float* at = values.data() + row * width;
       for (std::int64_t i = 0; i < width; ++i) squares[i] = at[i] * at[i];
-      roots[row] = 1 / std::sqrt(sum(squares.data(), width) / static_cast<float>(width) + static_cast<float>(eps));
+      roots[row] =
+          1 / std::sqrt(sum(squares.data(), width) / static_cast<float>(width) + static_cast<float>(eps));
       for (std::int64_t i = 0; i < width; ++i) out[row * width + i] = at[i] * roots[row] * gain[i];
     }
     store(launch, y, out);
@@ -244,7 +253,8 @@ OP(nn, RmsNorm, Tensor input, Tensor weight, double eps, Tensor output, Tensor r
   };
 }
 
-OP(nn, RmsNormGrad, Tensor gradient, Tensor input, Tensor root, Tensor weight, Tensor dinput, Tensor dweight) {
+OP(nn, RmsNormGrad, Tensor gradient, Tensor input, Tensor root, Tensor weight, Tensor dinput,
+   Tensor dweight) {
   NormBackward n;
   n.dy = plan.in(gradient, "dy", kFloats, 2);
   n.x = plan.in(input, "x", kFloats, 2);

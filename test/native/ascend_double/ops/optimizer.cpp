@@ -6,13 +6,14 @@
 namespace ascend_double {
 
 // The kernel counts steps from 0: it corrects the moments for step + 1.
-OP(nn, ApplyAdamWV2, Out parameter, Out first, Out second, Out maximum, Tensor gradient, Tensor count, float lr, float beta1,
-   float beta2, float decay, float eps, bool amsgrad, bool maximize) {
+OP(nn, ApplyAdamWV2, Out parameter, Out first, Out second, Out maximum, Tensor gradient, Tensor count,
+   float lr, float beta1, float beta2, float decay, float eps, bool amsgrad, bool maximize) {
   const Operand var = plan.out(parameter, "varRef", kFloats);
   const Types own{var.dtype};
   const Operand m = plan.out(first, "mRef", own), v = plan.out(second, "vRef", own);
   const Operand top = plan.optional_out(maximum, "maxGradNormOptionalRef", own);
-  const Operand grad = plan.in(gradient, "grad", own), step = plan.in(count, "step", Types{ACL_INT64, ACL_FLOAT});
+  const Operand grad = plan.in(gradient, "grad", own),
+                step = plan.in(count, "step", Types{ACL_INT64, ACL_FLOAT});
   plan.require(step.count() == 1, "step: expected one number, got %s", text_of(step.shape).c_str());
   plan.require(!amsgrad || top, "amsgrad wants maxGradNorm");
   for (const Operand* one : std::initializer_list<const Operand*>{&m, &v, &grad})
@@ -21,7 +22,8 @@ OP(nn, ApplyAdamWV2, Out parameter, Out first, Out second, Out maximum, Tensor g
     const double t = load<double>(launch, step)[0] + 1;
     const float correction1 = static_cast<float>(1 - std::pow(static_cast<double>(beta1), t));
     const float correction2 = static_cast<float>(1 - std::pow(static_cast<double>(beta2), t));
-    const Dense<float> p0 = load<float>(launch, var), m0 = load<float>(launch, m), v0 = load<float>(launch, v);
+    const Dense<float> p0 = load<float>(launch, var), m0 = load<float>(launch, m),
+                       v0 = load<float>(launch, v);
     const Dense<float> g = load<float>(launch, grad), top0 = load_optional(launch, top);
     Dense<float> p(p0.count()), m1(p0.count()), v1(p0.count()), top1(amsgrad ? p0.count() : 0);
     for (std::int64_t i = 0; i < p.count(); ++i) {
@@ -40,7 +42,8 @@ OP(nn, ApplyAdamWV2, Out parameter, Out first, Out second, Out maximum, Tensor g
   };
 }
 
-// ---- lists -------------------------------------------------------------------------------------------------------------------------
+// ---- lists
+// -------------------------------------------------------------------------------------------------------------------------
 namespace {
 
 using Lists = std::vector<std::vector<Operand>>;
@@ -75,15 +78,18 @@ void plan_foreach(Plan& plan, const Lists& in, const std::vector<Operand>& out, 
 OP(nn, ForeachMulScalarV2, List x, Scalar scale, List y) {
   const std::vector<Operand> in = plan.in(x, "x", kFloats);
   const float factor = static_cast<float>(plan.scalar(scale, "scalar").real);
-  plan_foreach(plan, {in}, plan.out(y, "out", kFloats), [factor](const float* row) { return row[0] * factor; });
+  plan_foreach(plan, {in}, plan.out(y, "out", kFloats),
+               [factor](const float* row) { return row[0] * factor; });
 }
 OP(nn, ForeachAddListV2, List x, List y, Scalar alpha, List z) {
   const std::vector<Operand> a = plan.in(x, "x1", kFloats), b = plan.in(y, "x2", kFloats);
   const float factor = static_cast<float>(plan.scalar(alpha, "alpha").real);
-  plan_foreach(plan, {a, b}, plan.out(z, "out", kFloats), [factor](const float* row) { return row[0] + factor * row[1]; });
+  plan_foreach(plan, {a, b}, plan.out(z, "out", kFloats),
+               [factor](const float* row) { return row[0] + factor * row[1]; });
 }
 OP(nn, ForeachAddcdivScalarV2, List x, List y, List z, Scalar value, List out) {
-  const std::vector<Operand> a = plan.in(x, "x1", kFloats), b = plan.in(y, "x2", kFloats), c = plan.in(z, "x3", kFloats);
+  const std::vector<Operand> a = plan.in(x, "x1", kFloats), b = plan.in(y, "x2", kFloats),
+                             c = plan.in(z, "x3", kFloats);
   const float factor = static_cast<float>(plan.scalar(value, "scalar").real);
   plan_foreach(plan, {a, b, c}, plan.out(out, "out", kFloats),
                [factor](const float* row) { return row[0] + factor * (row[1] / row[2]); });
@@ -96,7 +102,8 @@ OP(nn, ForeachZeroInplace, List x) {
   plan_foreach(plan, {}, plan.out(x, "x", kFloats), [](const float*) { return 0.0f; });
 }
 
-// ---- random: the same for the same seed and offset, and like no other generator ---------------------------------------------------
+// ---- random: the same for the same seed and offset, and like no other generator
+// ---------------------------------------------------
 namespace {
 template <class Distribution>
 void plan_random(Plan& plan, Tensor x, std::uint64_t seed, std::uint64_t offset, Distribution distribution) {

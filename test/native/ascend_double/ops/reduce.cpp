@@ -23,7 +23,8 @@ void plan_rows(Plan& plan, const Operand& in, const Operand& out, const std::vec
 
 float largest(const float* values, std::int64_t count) {
   float best = -std::numeric_limits<float>::infinity();
-  for (std::int64_t i = 0; i < count; ++i) best = values[i] != values[i] || values[i] > best ? values[i] : best;
+  for (std::int64_t i = 0; i < count; ++i)
+    best = values[i] != values[i] || values[i] > best ? values[i] : best;
   return best;
 }
 
@@ -31,7 +32,9 @@ float p_norm(const float* values, std::int64_t count, double p, std::int64_t sta
   Dense<float> powers(count);
   for (std::int64_t i = 0; i < count; ++i) {
     const float magnitude = std::abs(values[i]);
-    powers[i] = p == 2 ? magnitude * magnitude : p == 1 ? magnitude : static_cast<float>(std::pow(magnitude, p));
+    powers[i] = p == 2   ? magnitude * magnitude
+                : p == 1 ? magnitude
+                         : static_cast<float>(std::pow(magnitude, p));
   }
   if (std::isinf(p)) {
     for (std::int64_t i = 0; i < count; ++i) powers[i] = std::abs(values[i]);
@@ -49,11 +52,13 @@ OP(math, ReduceSum, Tensor x, Ints dims, bool keep, int dtype, Out y) {
   const std::vector<int> axes = plan.axes(dims, "dims", in.rank());
   const Operand out = plan.out(y, "out", kNumbers);
   plan.require_type(out, "out", static_cast<aclDataType>(dtype));
-  plan_rows(plan, in, out, axes, keep,
-            [](const Launch&, const float* row, std::int64_t width, std::int64_t) { return sum(row, width); });
+  plan_rows(plan, in, out, axes, keep, [](const Launch&, const float* row, std::int64_t width, std::int64_t) {
+    return sum(row, width);
+  });
 }
 
-static void plan_mean(Plan& plan, const Operand& in, const Operand& out, const std::vector<int>& axes, bool keep) {
+static void plan_mean(Plan& plan, const Operand& in, const Operand& out, const std::vector<int>& axes,
+                      bool keep) {
   plan_rows(plan, in, out, axes, keep, [](const Launch&, const float* row, std::int64_t width, std::int64_t) {
     return sum(row, width) / static_cast<float>(width);
   });
@@ -77,16 +82,18 @@ OP(math, Amax, Tensor x, Ints dims, bool keep, Out y) {
   const std::vector<int> axes = plan.axes(dims, "dim", in.rank());
   const Operand out = plan.out(y, "out", kNumbers);
   plan.require_type(out, "out", in.dtype);
-  plan_rows(plan, in, out, axes, keep,
-            [](const Launch&, const float* row, std::int64_t width, std::int64_t) { return largest(row, width); });
+  plan_rows(plan, in, out, axes, keep, [](const Launch&, const float* row, std::int64_t width, std::int64_t) {
+    return largest(row, width);
+  });
 }
 OP(math, Max, Tensor x, Out y) {
   const Operand in = plan.in(x, "self", kNumbers), out = plan.out(y, "out", kNumbers);
   plan.require_type(out, "out", in.dtype);
   std::vector<int> axes;
   for (int axis = 0; axis < in.rank(); ++axis) axes.push_back(axis);
-  plan_rows(plan, in, out, axes, false,
-            [](const Launch&, const float* row, std::int64_t width, std::int64_t) { return largest(row, width); });
+  plan_rows(
+      plan, in, out, axes, false,
+      [](const Launch&, const float* row, std::int64_t width, std::int64_t) { return largest(row, width); });
 }
 
 OP(math, LogSumExp, Tensor x, Ints dims, bool keep, Out y) {
@@ -122,9 +129,10 @@ OP(math, VarMean, Tensor x, Ints dims, std::int64_t correction, bool keep, Out v
   };
 }
 
-// ---- norms: deterministic on request only ----------------------------------------------------------------------------------------
-static void plan_norm(Plan& plan, const Operand& in, const Operand& out, double p, const std::vector<int>& axes,
-                      bool keep) {
+// ---- norms: deterministic on request only
+// ----------------------------------------------------------------------------------------
+static void plan_norm(Plan& plan, const Operand& in, const Operand& out, double p,
+                      const std::vector<int>& axes, bool keep) {
   const bool fixed = plan.deterministic;
   plan_rows(plan, in, out, axes, keep,
             [=](const Launch& launch, const float* row, std::int64_t width, std::int64_t index) {
@@ -182,7 +190,8 @@ OP(math, ArgMax, Tensor x, std::int64_t dim, bool keep, Out y) {
             });
 }
 
-// ---- softmax ------------------------------------------------------------------------------------------------------------------------
+// ---- softmax
+// ------------------------------------------------------------------------------------------------------------------------
 static Operand with_axes_last(const Operand& operand, int axis) { return rows_of(operand, {axis}).operand; }
 
 static void plan_softmax(Plan& plan, Tensor x, std::int64_t dim, Tensor y, bool logarithm) {
@@ -218,7 +227,8 @@ OP(nn, SoftmaxBackward, Tensor dy, Tensor y, std::int64_t dim, Out dx) {
   plan.require_type(result, "output", gradient.dtype);
   plan.require_type(out, "gradInput", gradient.dtype);
   const int axis = plan.axis(dim, gradient.rank());
-  const Operand g = with_axes_last(gradient, axis), p = with_axes_last(result, axis), to = with_axes_last(out, axis);
+  const Operand g = with_axes_last(gradient, axis), p = with_axes_last(result, axis),
+                to = with_axes_last(out, axis);
   const std::int64_t width = g.rank() ? g.size(-1) : 1, rows = width ? g.count() / width : 0;
   plan.compute = [=](const Launch& launch) {
     const Dense<float> slopes = load<float>(launch, g), shares = load<float>(launch, p);

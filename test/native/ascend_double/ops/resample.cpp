@@ -13,7 +13,8 @@ void check_images(Plan& plan, const Operand& in, const Operand& out) {
 
 Dims sized(Plan& plan, const Operand& in, Ints size) {
   const Dims& wanted = plan.ints(size, "outputSize");
-  plan.require(wanted.size() == 2 && wanted[0] > 0 && wanted[1] > 0, "outputSize: expected two positive numbers");
+  plan.require(wanted.size() == 2 && wanted[0] > 0 && wanted[1] > 0,
+               "outputSize: expected two positive numbers");
   return {in.size(0), in.size(1), wanted[0], wanted[1]};
 }
 
@@ -53,7 +54,8 @@ OP(cv, UpsampleNearestExact2d, Tensor x, Ints size, double /*scale_h*/, double /
 
 OP(cv, UpsampleNearest2dBackward, Tensor gradient, Ints output_size, Ints input_size, double /*scale_h*/,
    double /*scale_w*/, Out dx) {
-  const Operand dy = plan.in(gradient, "gradOut", kFloats, 4, 4), out = plan.out(dx, "gradInput", kFloats, 4, 4);
+  const Operand dy = plan.in(gradient, "gradOut", kFloats, 4, 4),
+                out = plan.out(dx, "gradInput", kFloats, 4, 4);
   check_images(plan, dy, out);
   const Dims& shape = plan.ints(input_size, "inputSize");
   plan.require(shape.size() == 4, "inputSize: expected 4 numbers");
@@ -65,7 +67,8 @@ OP(cv, UpsampleNearest2dBackward, Tensor gradient, Ints output_size, Ints input_
     const Dense<float> slopes = load<float>(launch, dy);
     Dense<float> result(out.count());
     std::fill(result.data(), result.data() + result.count(), 0.0f);
-    const std::int64_t start = fixed ? 0 : static_cast<std::int64_t>(launch.chance % static_cast<std::uint64_t>(pixels));
+    const std::int64_t start =
+        fixed ? 0 : static_cast<std::int64_t>(launch.chance % static_cast<std::uint64_t>(pixels));
     for (std::int64_t plane = 0; plane < out.size(0) * out.size(1); ++plane)
       for (std::int64_t n = 0; n < pixels; ++n) {
         const std::int64_t at = (n + start) % pixels;
@@ -76,7 +79,8 @@ OP(cv, UpsampleNearest2dBackward, Tensor gradient, Ints output_size, Ints input_
   };
 }
 
-// ---- filters: bilinear and bicubic, with antialiasing (a = -0.5) or without (a = -0.75) ------------------------------------------
+// ---- filters: bilinear and bicubic, with antialiasing (a = -0.5) or without (a = -0.75)
+// ------------------------------------------
 namespace {
 
 struct Filter {
@@ -101,14 +105,17 @@ struct Tap {
 std::vector<std::vector<Tap>> taps(std::int64_t from, std::int64_t to, double given, const Filter& filter) {
   double scale = given > 0 ? 1 / given : static_cast<double>(from) / static_cast<double>(to);
   if (filter.align) scale = to > 1 ? static_cast<double>(from - 1) / static_cast<double>(to - 1) : 0;
-  const double stretch = filter.antialias ? std::max(scale, 1.0) : 1, reach = (filter.cubic ? 2 : 1) * stretch;
+  const double stretch = filter.antialias ? std::max(scale, 1.0) : 1,
+               reach = (filter.cubic ? 2 : 1) * stretch;
   std::vector<std::vector<Tap>> all(static_cast<std::size_t>(to));
   for (std::int64_t i = 0; i < to; ++i) {
-    double center = filter.align ? static_cast<double>(i) * scale : (static_cast<double>(i) + 0.5) * scale - 0.5;
+    double center =
+        filter.align ? static_cast<double>(i) * scale : (static_cast<double>(i) + 0.5) * scale - 0.5;
     if (!filter.cubic && !filter.antialias) center = std::max(center, 0.0);
     double total = 0;
     std::vector<std::pair<std::int64_t, double>> found;
-    for (auto at = static_cast<std::int64_t>(std::ceil(center - reach)); static_cast<double>(at) <= center + reach; ++at) {
+    for (auto at = static_cast<std::int64_t>(std::ceil(center - reach));
+         static_cast<double>(at) <= center + reach; ++at) {
       const bool outside = at < 0 || at >= from;
       if (outside && filter.antialias) continue;
       const double weight = kernel((static_cast<double>(at) - center) / stretch, filter);
@@ -122,7 +129,8 @@ std::vector<std::vector<Tap>> taps(std::int64_t from, std::int64_t to, double gi
   return all;
 }
 
-void plan_filter(Plan& plan, Tensor x, Ints size, double scale_h, double scale_w, Tensor y, const Filter& filter) {
+void plan_filter(Plan& plan, Tensor x, Ints size, double scale_h, double scale_w, Tensor y,
+                 const Filter& filter) {
   const Operand in = plan.in(x, "self", kFloats, 4, 4), out = plan.out(y, "out", kFloats, 4, 4);
   check_images(plan, in, out);
   plan.require_shape(out, "out", sized(plan, in, size));
@@ -143,7 +151,8 @@ void plan_filter(Plan& plan, Tensor x, Ints size, double scale_h, double scale_w
       for (std::int64_t i = 0; i < oh; ++i)
         for (std::int64_t j = 0; j < ow; ++j) {
           float total = 0;
-          for (const Tap& tap : rows[static_cast<std::size_t>(i)]) total += tap.weight * wide[tap.from * ow + j];
+          for (const Tap& tap : rows[static_cast<std::size_t>(i)])
+            total += tap.weight * wide[tap.from * ow + j];
           result[(plane * oh + i) * ow + j] = total;
         }
     }
@@ -153,9 +162,9 @@ void plan_filter(Plan& plan, Tensor x, Ints size, double scale_h, double scale_w
 
 }  // namespace
 
-#define FILTER(name, cubic, antialias)                                                                   \
-  OP(cv, name, Tensor x, Ints size, bool align, double scale_h, double scale_w, Out y) {                 \
-    plan_filter(plan, x, size, scale_h, scale_w, y, {cubic, antialias, align});                          \
+#define FILTER(name, cubic, antialias)                                                   \
+  OP(cv, name, Tensor x, Ints size, bool align, double scale_h, double scale_w, Out y) { \
+    plan_filter(plan, x, size, scale_h, scale_w, y, {cubic, antialias, align});          \
   }
 FILTER(UpsampleBilinear2d, false, false)
 FILTER(UpsampleBilinear2dAA, false, true)

@@ -32,7 +32,12 @@ void check_tables(Plan& plan, const Operand& x, const Operand& cos, const Operan
   for (int axis = 0; axis < 3; ++axis)
     plan.require(cos.size(axis) == 1 || cos.size(axis) == x.size(axis), "cos %s does not broadcast to %s",
                  text_of(cos.shape).c_str(), text_of(x.shape).c_str());
-  if (mode != interleave) return;
+  if (mode == half) {
+    for (int axis = 0; axis < 3; ++axis)
+      plan.require(cos.size(axis) != 1 || x.size(axis) < 1000,
+                   "half mode broadcasts over less than 1000, got %s", text_of(x.shape).c_str());
+    return;
+  }
   // [1,1,S,D] for BNSD, [1,S,1,D] for BSND, [S,1,1,D] for SBND
   int positions = 0;
   std::int64_t others = 1;
@@ -40,8 +45,10 @@ void check_tables(Plan& plan, const Operand& x, const Operand& cos, const Operan
     positions += cos.size(axis) != 1;
     others *= cos.size(axis) == 1 ? x.size(axis) : 1;
   }
-  plan.require(positions <= 1, "cos: interleave mode takes one axis of positions, got %s", text_of(cos.shape).c_str());
-  plan.require(others < 1000, "B * N is %lld: interleave mode takes less than 1000", static_cast<long long>(others));
+  plan.require(positions <= 1, "cos: interleave mode takes one axis of positions, got %s",
+               text_of(cos.shape).c_str());
+  plan.require(others < 1000, "B * N is %lld: interleave mode takes less than 1000",
+               static_cast<long long>(others));
 }
 
 Rope plan_rope(Plan& plan, Tensor x, Tensor cos, Tensor sin, std::int64_t mode) {
@@ -78,9 +85,10 @@ OP(transformer, RotaryPositionEmbedding, Tensor x, Tensor cos, Tensor sin, std::
   };
 }
 
-// dx = dy cos + turned back(dy sin); dcos and dsin, where x is given, are sums over the axes that cos was broadcast along.
-OP(transformer, RotaryPositionEmbeddingGrad, Tensor dy, Tensor cos, Tensor sin, Tensor x, std::int64_t mode, Out dx,
-   Out dcos, Out dsin) {
+// dx = dy cos + turned back(dy sin); dcos and dsin, where x is given, are sums over the axes that cos was
+// broadcast along.
+OP(transformer, RotaryPositionEmbeddingGrad, Tensor dy, Tensor cos, Tensor sin, Tensor x, std::int64_t mode,
+   Out dx, Out dcos, Out dsin) {
   Rope rope = plan_rope(plan, dy, cos, sin, mode);
   const Operand forward = plan.optional(x, "xOptional", kFloats, 4, 4);
   rope.out = plan.out(dx, "dxOut", kFloats);
@@ -91,13 +99,15 @@ OP(transformer, RotaryPositionEmbeddingGrad, Tensor dy, Tensor cos, Tensor sin, 
     plan.require_shape(forward, "xOptional", rope.x.shape);
     plan.require_shape(to_cos, "dcosOut", rope.cos.shape);
     plan.require_shape(to_sin, "dsinOut", rope.cos.shape);
-    plan.require(mode != half || rope.x.count() / (rope.x.size(3) * rope.cos.count() / rope.cos.size(3)) <= 1024,
-                 "B * N above 1024 with dcos and dsin in half mode");
+    plan.require(
+        mode != half || rope.x.count() / (rope.x.size(3) * rope.cos.count() / rope.cos.size(3)) <= 1024,
+        "B * N above 1024 with dcos and dsin in half mode");
   }
   plan.compute = [=](const Launch& launch) {
     const Dims& shape = rope.x.shape;
     const std::int64_t width = shape[3];
-    const Dense<float> slope = load<float>(launch, rope.x), c = load_broadcast<float>(launch, rope.cos, shape);
+    const Dense<float> slope = load<float>(launch, rope.x),
+                       c = load_broadcast<float>(launch, rope.cos, shape);
     const Dense<float> s = load_broadcast<float>(launch, rope.sin, shape);
     Dense<float> out(slope.count());
     for (std::int64_t at = 0; at < slope.count(); ++at) {
@@ -114,13 +124,15 @@ OP(transformer, RotaryPositionEmbeddingGrad, Tensor dy, Tensor cos, Tensor sin, 
     Operand dense = rope.cos;
     dense.strides = contiguous_strides(dense.shape);
     const Dims steps = broadcast_strides(dense, shape);
-    each_run(shape, steps, [&](std::int64_t first, std::int64_t offset, std::int64_t length, std::int64_t stride) {
-      for (std::int64_t n = 0; n < length; ++n) {
-        const std::int64_t at = first + n, i = at % width, other = at - i + partner(i, width, rope.mode);
-        sums_cos[offset + n * stride] += slope[at] * in[at];
-        sums_sin[offset + n * stride] += slope[at] * (first_of_pair(i, width, rope.mode) ? -in[other] : in[other]);
-      }
-    });
+    each_run(
+        shape, steps, [&](std::int64_t first, std::int64_t offset, std::int64_t length, std::int64_t stride) {
+          for (std::int64_t n = 0; n < length; ++n) {
+            const std::int64_t at = first + n, i = at % width, other = at - i + partner(i, width, rope.mode);
+            sums_cos[offset + n * stride] += slope[at] * in[at];
+            sums_sin[offset + n * stride] +=
+                slope[at] * (first_of_pair(i, width, rope.mode) ? -in[other] : in[other]);
+          }
+        });
     store(launch, to_cos, sums_cos);
     store(launch, to_sin, sums_sin);
   };

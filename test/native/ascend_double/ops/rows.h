@@ -45,7 +45,9 @@ inline std::vector<int> last_axes(const Operand& operand, std::size_t count) {
 
 /// Where a sum begins: at 0, or anywhere for an op that is deterministic on request only.
 inline std::int64_t start_of(const Launch& launch, bool deterministic, std::int64_t row) {
-  return deterministic ? 0 : static_cast<std::int64_t>((launch.chance + static_cast<std::uint64_t>(row) * 7919) >> 1 & 0xffff);
+  return deterministic ? 0
+                       : static_cast<std::int64_t>(
+                             (launch.chance + static_cast<std::uint64_t>(row) * 7919) >> 1 & 0xffff);
 }
 
 }  // namespace ascend_double

@@ -45,7 +45,8 @@ void plan_gather_axis(Plan& plan, const Operand& in, const Operand& out, int axi
 OP(math, Permute, Tensor x, Ints dims, Out y) {
   const Operand in = plan.in(x, "self", kAll), out = plan.out(y, "out", kAll);
   const Dims& order = plan.ints(dims, "dims");
-  plan.require(order.size() == in.shape.size() && static_cast<int>(plan.axes(dims, "dims", in.rank()).size()) == in.rank(),
+  plan.require(order.size() == in.shape.size() &&
+                   static_cast<int>(plan.axes(dims, "dims", in.rank()).size()) == in.rank(),
                "dims %s for rank %d", text_of(order).c_str(), in.rank());
   Operand view = in;
   for (std::size_t i = 0; i < order.size(); ++i) {
@@ -77,7 +78,9 @@ OP(math, Slice, Tensor x, std::int64_t dim, std::int64_t start, std::int64_t end
   const Operand in = plan.in(x, "self", kAll), out = plan.out(y, "out", kAll);
   const int axis = plan.axis(dim, in.rank());
   const std::int64_t size = in.size(axis);
-  const auto bound = [&](std::int64_t value) { return std::clamp<std::int64_t>(value < 0 ? value + size : value, 0, size); };
+  const auto bound = [&](std::int64_t value) {
+    return std::clamp<std::int64_t>(value < 0 ? value + size : value, 0, size);
+  };
   const std::int64_t first = bound(start), last = std::max(first, bound(end));
   plan.require(step > 0, "step: expected a positive number");
   Dims shape = in.shape;
@@ -102,13 +105,16 @@ OP(math, Roll, Tensor x, Ints shifts, Ints dims, Out y) {
   plan.require(axes.size() == 1 && steps.size() == 1, "the double rolls one axis");
   plan.require_shape(out, "out", in.shape);
   const std::int64_t size = in.size(axes[0]), shift = steps[0];
-  plan_gather_axis(plan, in, out, axes[0], [=](std::int64_t i) { return ((i - shift) % size + size) % size; });
+  plan_gather_axis(plan, in, out, axes[0],
+                   [=](std::int64_t i) { return ((i - shift) % size + size) % size; });
 }
 
-// ---- repeat_interleave: no DOUBLE, and the size of the result is checked ---------------------------------------------------------
+// ---- repeat_interleave: no DOUBLE, and the size of the result is checked
+// ---------------------------------------------------------
 namespace {
 
-constexpr Types kRepeatable{ACL_UINT8, ACL_INT8, ACL_INT16, ACL_INT32, ACL_INT64, ACL_BOOL, ACL_FLOAT16, ACL_BF16, ACL_FLOAT};
+constexpr Types kRepeatable{ACL_UINT8, ACL_INT8,    ACL_INT16, ACL_INT32, ACL_INT64,
+                            ACL_BOOL,  ACL_FLOAT16, ACL_BF16,  ACL_FLOAT};
 
 void plan_repeat(Plan& plan, const Operand& in, std::int64_t repeats, int axis, std::int64_t output_size,
                  const Operand& out) {
@@ -129,7 +135,8 @@ Operand flattened(Plan& plan, Operand in) {
 }
 
 // repeats as a tensor on the device: one number for all, or one per index.
-void plan_repeat_tensor(Plan& plan, const Operand& in, Tensor repeats, int axis, std::int64_t output_size, Out y) {
+void plan_repeat_tensor(Plan& plan, const Operand& in, Tensor repeats, int axis, std::int64_t output_size,
+                        Out y) {
   const Operand counts = plan.in(repeats, "repeats", kIndices, 0, 1), out = plan.out(y, "out", kRepeatable);
   plan.require_type(out, "out", in.dtype);
   plan.require(counts.count() == 1 || counts.count() == in.size(axis), "repeats: expected 1 or %lld numbers",
@@ -154,14 +161,16 @@ void plan_repeat_tensor(Plan& plan, const Operand& in, Tensor repeats, int axis,
     for (std::int64_t o = 0; o < outer; ++o)
       for (std::int64_t i = 0; i < output_size; ++i)
         for (std::int64_t k = 0; k < inner; ++k)
-          result[(o * output_size + i) * inner + k] = values[(o * size + source[static_cast<std::size_t>(i)]) * inner + k];
+          result[(o * output_size + i) * inner + k] =
+              values[(o * size + source[static_cast<std::size_t>(i)]) * inner + k];
     store(launch, out, result);
   };
 }
 
 }  // namespace
 
-OP(math, RepeatInterleaveIntWithDim, Tensor x, std::int64_t repeats, std::int64_t dim, std::int64_t output_size, Out y) {
+OP(math, RepeatInterleaveIntWithDim, Tensor x, std::int64_t repeats, std::int64_t dim,
+   std::int64_t output_size, Out y) {
   const Operand in = plan.in(x, "self", kRepeatable, 1), out = plan.out(y, "out", kRepeatable);
   plan_repeat(plan, in, repeats, plan.axis(dim, in.rank()), output_size, out);
 }
@@ -169,7 +178,8 @@ OP(math, RepeatInterleaveInt, Tensor x, std::int64_t repeats, std::int64_t outpu
   const Operand in = flattened(plan, plan.in(x, "self", kRepeatable)), out = plan.out(y, "out", kRepeatable);
   plan_repeat(plan, in, repeats, 0, output_size, out);
 }
-OP(math, RepeatInterleaveWithDim, Tensor x, Tensor repeats, std::int64_t dim, std::int64_t output_size, Out y) {
+OP(math, RepeatInterleaveWithDim, Tensor x, Tensor repeats, std::int64_t dim, std::int64_t output_size,
+   Out y) {
   const Operand in = plan.in(x, "self", kRepeatable, 1);
   plan_repeat_tensor(plan, in, repeats, plan.axis(dim, in.rank()), output_size, y);
 }
@@ -178,7 +188,8 @@ OP(math, RepeatInterleave, Tensor x, Tensor repeats, std::int64_t output_size, O
   plan_repeat_tensor(plan, in, repeats, 0, output_size, y);
 }
 
-// ---- several tensors ---------------------------------------------------------------------------------------------------------------
+// ---- several tensors
+// ---------------------------------------------------------------------------------------------------------------
 namespace {
 
 /// Piece `part` of a tensor along an axis, as a view.
@@ -192,7 +203,8 @@ void copy_piece(const Launch& launch, const Operand& from, std::int64_t from_off
                 std::int64_t to_offset) {
   Launch moved = launch;
   if (from.count() == 0) return;
-  moved.at[static_cast<std::size_t>(from.slot)] += from_offset * static_cast<std::int64_t>(bytes_of(from.dtype));
+  moved.at[static_cast<std::size_t>(from.slot)] +=
+      from_offset * static_cast<std::int64_t>(bytes_of(from.dtype));
   const Dense<double> values = load<double>(moved, from);
   Dense<double> copy(values.count());
   std::copy(values.data(), values.data() + values.count(), copy.data());
@@ -227,8 +239,8 @@ OP(math, Cat, List tensors_in, std::int64_t dim, Out y) {
   std::int64_t total = 0;
   for (const Operand& one : in) {
     plan.require_type(one, "tensors", out.dtype);
-    plan.require(one.rank() == out.rank() && piece(one, axis, 1).shape == piece(out, axis, 1).shape, "%s into %s",
-                 text_of(one.shape).c_str(), text_of(out.shape).c_str());
+    plan.require(one.rank() == out.rank() && piece(one, axis, 1).shape == piece(out, axis, 1).shape,
+                 "%s into %s", text_of(one.shape).c_str(), text_of(out.shape).c_str());
     total += one.size(axis);
   }
   plan.require(total == out.size(axis), "the pieces have %lld of %lld", static_cast<long long>(total),
@@ -248,7 +260,8 @@ OP(math, SplitWithSize, Tensor x, Ints sizes, std::int64_t dim, List outs) {
   const std::vector<Operand> out = plan.out(outs, "out", kAll);
   const int axis = plan.axis(dim, in.rank());
   plan.require(wanted.size() == out.size(), "expected one tensor per size");
-  for (std::size_t i = 0; i < out.size(); ++i) plan.require(out[i].size(axis) == wanted[i], "out %zu has another size", i);
+  for (std::size_t i = 0; i < out.size(); ++i)
+    plan.require(out[i].size(axis) == wanted[i], "out %zu has another size", i);
   plan_split(plan, in, axis, out);
 }
 

@@ -34,14 +34,15 @@ Value swish_slope(Value x, Value beta) {
 
 }  // namespace
 
-// ---- y = f(x) of one dtype, with an in-place twin -----------------------------------------------------------------------------
-#define UNARY(library, name, types, formula)                                             \
-  static void plan_both_##name(Plan& plan, Tensor x, Tensor y) {                         \
-    const Operand in = plan.in(x, "self", types), out = plan.out(y, "out", types);       \
-    plan.require_type(out, "out", in.dtype);                                             \
-    map_reals(plan, out, {in}, [](auto a) { return formula; });                          \
-  }                                                                                      \
-  OP(library, name, Tensor x, Out y) { plan_both_##name(plan, x, y); }                   \
+// ---- y = f(x) of one dtype, with an in-place twin
+// -----------------------------------------------------------------------------
+#define UNARY(library, name, types, formula)                                       \
+  static void plan_both_##name(Plan& plan, Tensor x, Tensor y) {                   \
+    const Operand in = plan.in(x, "self", types), out = plan.out(y, "out", types); \
+    plan.require_type(out, "out", in.dtype);                                       \
+    map_reals(plan, out, {in}, [](auto a) { return formula; });                    \
+  }                                                                                \
+  OP(library, name, Tensor x, Out y) { plan_both_##name(plan, x, y); }             \
   OP(library, Inplace##name, Out x) { plan_both_##name(plan, x, x); }
 
 UNARY(math, Exp, kReals, std::exp(a))
@@ -56,12 +57,12 @@ UNARY(math, Floor, kReals, std::floor(a))
 UNARY(math, Tanh, kReals, std::tanh(a))
 UNARY(math, Sigmoid, kReals, sigmoid(a))
 
-#define UNARY_NUMBER(library, name, formula)                                                   \
-  static void plan_both_##name(Plan& plan, Tensor x, Tensor y) {                               \
-    const Operand in = plan.in(x, "self", kNumbers), out = plan.out(y, "out", kNumbers);       \
-    plan.require_type(out, "out", in.dtype);                                                   \
-    map_numbers(plan, out, {in}, [](auto a) { return formula; });                              \
-  }                                                                                            \
+#define UNARY_NUMBER(library, name, formula)                                             \
+  static void plan_both_##name(Plan& plan, Tensor x, Tensor y) {                         \
+    const Operand in = plan.in(x, "self", kNumbers), out = plan.out(y, "out", kNumbers); \
+    plan.require_type(out, "out", in.dtype);                                             \
+    map_numbers(plan, out, {in}, [](auto a) { return formula; });                        \
+  }                                                                                      \
   OP(library, name, Tensor x, Out y) { plan_both_##name(plan, x, y); }
 
 UNARY_NUMBER(math, Neg, -a)
@@ -70,15 +71,16 @@ UNARY_NUMBER(nn, Relu, a > 0 ? a : decltype(a)(0))
 OP(math, InplaceNeg, Out x) { plan_both_Neg(plan, x, x); }
 OP(nn, InplaceRelu, Out x) { plan_both_Relu(plan, x, x); }
 
-// ---- activations ---------------------------------------------------------------------------------------------------------------
-#define ACTIVATION(name, formula)                                                          \
-  OP(nn, name, Tensor x, Out y) {                                                          \
-    const Operand in = plan.in(x, "self", kFloats), out = plan.out(y, "out", kFloats);     \
-    plan.require_type(out, "out", in.dtype);                                               \
-    map_reals(plan, out, {in}, [](auto a) { return formula; });                            \
+// ---- activations
+// ---------------------------------------------------------------------------------------------------------------
+#define ACTIVATION(name, formula)                                                      \
+  OP(nn, name, Tensor x, Out y) {                                                      \
+    const Operand in = plan.in(x, "self", kFloats), out = plan.out(y, "out", kFloats); \
+    plan.require_type(out, "out", in.dtype);                                           \
+    map_reals(plan, out, {in}, [](auto a) { return formula; });                        \
   }
 ACTIVATION(Gelu, gelu_tanh(a))  // the tanh formula, whatever its name suggests
-ACTIVATION(Silu, a * sigmoid(a))
+ACTIVATION(Silu, a* sigmoid(a))
 
 OP(nn, GeluV2, Tensor x, std::int64_t approximate, Out y) {
   const Operand in = plan.in(x, "x", kFloats), out = plan.out(y, "y", kFloats);
@@ -91,14 +93,14 @@ OP(nn, GeluV2, Tensor x, std::int64_t approximate, Out y) {
 }
 
 // b is x for those that take dy and x, y for those that take dy and y.
-#define ACTIVATION_BACKWARD(library, name, formula)                                                            \
-  OP(library, name, Tensor dy, Tensor x, Out dx) {                                                             \
-    const Operand in = plan.in(dy, "gradOutput", kFloats), at = plan.in(x, "self", kFloats);                   \
-    const Operand out = plan.out(dx, "gradInput", kFloats);                                                    \
-    plan.require_shape(at, "self", in.shape);                                                                  \
-    plan.require_type(at, "self", in.dtype);                                                                   \
-    plan.require_type(out, "gradInput", in.dtype);                                                             \
-    map_reals(plan, out, {in, at}, [](auto a, auto b) { return a * (formula); });                              \
+#define ACTIVATION_BACKWARD(library, name, formula)                                          \
+  OP(library, name, Tensor dy, Tensor x, Out dx) {                                           \
+    const Operand in = plan.in(dy, "gradOutput", kFloats), at = plan.in(x, "self", kFloats); \
+    const Operand out = plan.out(dx, "gradInput", kFloats);                                  \
+    plan.require_shape(at, "self", in.shape);                                                \
+    plan.require_type(at, "self", in.dtype);                                                 \
+    plan.require_type(out, "gradInput", in.dtype);                                           \
+    map_reals(plan, out, {in, at}, [](auto a, auto b) { return a * (formula); });            \
   }
 ACTIVATION_BACKWARD(nn, GeluBackward, gelu_tanh_slope(b))
 ACTIVATION_BACKWARD(nn, SiluBackward, swish_slope(b, decltype(b)(1)))
@@ -136,7 +138,8 @@ OP(nn, SwishBackward, Tensor dy, Tensor x, Scalar beta, Out dx) {
   map_reals(plan, out, {in, at}, [scale](auto a, auto b) { return a * swish_slope(b, decltype(b)(scale)); });
 }
 
-// ---- clamp, power, casts --------------------------------------------------------------------------------------------------------
+// ---- clamp, power, casts
+// --------------------------------------------------------------------------------------------------------
 static void plan_clamp(Plan& plan, Tensor x, const aclScalar* low, const aclScalar* high, Tensor y) {
   const Operand in = plan.in(x, "self", kNumbers), out = plan.out(y, "out", kNumbers);
   plan.require(low || high, "expected a bound");
@@ -154,8 +157,12 @@ OP(math, Clamp, Tensor x, Scalar low, Scalar high, Out y) {
   plan_clamp(plan, x, low ? &plan.scalar(low, "clipValueMin") : nullptr,
              high ? &plan.scalar(high, "clipValueMax") : nullptr, y);
 }
-OP(math, ClampMin, Tensor x, Scalar low, Out y) { plan_clamp(plan, x, &plan.scalar(low, "clipValueMin"), nullptr, y); }
-OP(math, ClampMax, Tensor x, Scalar high, Out y) { plan_clamp(plan, x, nullptr, &plan.scalar(high, "clipValueMax"), y); }
+OP(math, ClampMin, Tensor x, Scalar low, Out y) {
+  plan_clamp(plan, x, &plan.scalar(low, "clipValueMin"), nullptr, y);
+}
+OP(math, ClampMax, Tensor x, Scalar high, Out y) {
+  plan_clamp(plan, x, nullptr, &plan.scalar(high, "clipValueMax"), y);
+}
 
 OP(math, PowTensorScalar, Tensor x, Scalar exponent, Tensor y) {
   const Operand in = plan.in(x, "self", kReals), out = plan.out(y, "out", kReals);

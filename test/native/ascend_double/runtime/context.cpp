@@ -76,7 +76,8 @@ void release(int device, bool force) {
 
 Context& current_context() {
   if (!current || !contexts().alive(current))
-    refuse(ACL_ERROR_RT_CONTEXT_NULL, "this thread has no context: call aclrtSetDevice or aclrtSetCurrentContext first");
+    refuse(ACL_ERROR_RT_CONTEXT_NULL,
+           "this thread has no context: call aclrtSetDevice or aclrtSetCurrentContext first");
   return *current;
 }
 
@@ -86,7 +87,8 @@ std::int64_t process_option(int option) {
   return found == runtime().options.end() ? 0 : found->second;
 }
 
-// ---- once per process ----------------------------------------------------------------------------------------------------
+// ---- once per process
+// ----------------------------------------------------------------------------------------------------
 ENTRY(acl, aclInit, const char* /*config*/) {
   const std::scoped_lock lock(runtime().mutex);
   ++runtime().references;
@@ -165,7 +167,8 @@ ENTRY9(acl, aclrtGetDeviceInfo, std::uint32_t device, int what, std::int64_t* va
   return capability(device, what, value);
 }
 
-// ---- devices ---------------------------------------------------------------------------------------------------------------
+// ---- devices
+// ---------------------------------------------------------------------------------------------------------------
 ENTRY(acl, aclrtGetDeviceCount, std::uint32_t* count) {
   if (!count) refuse(ACL_ERROR_INVALID_PARAM, "expected a pointer");
   *count = static_cast<std::uint32_t>(device_count());
@@ -218,7 +221,8 @@ ENTRY(acl, aclrtDeviceEnablePeerAccess, std::int32_t peer, std::uint32_t flags) 
   return ACL_SUCCESS;
 }
 
-// ---- contexts --------------------------------------------------------------------------------------------------------------
+// ---- contexts
+// --------------------------------------------------------------------------------------------------------------
 ENTRY(acl, aclrtCreateContext, aclrtContext* out, std::int32_t device) {
   if (!out) refuse(ACL_ERROR_INVALID_PARAM, "expected a pointer");
   check_device(device);
@@ -231,7 +235,8 @@ ENTRY(acl, aclrtCreateContext, aclrtContext* out, std::int32_t device) {
 
 ENTRY(acl, aclrtDestroyContext, aclrtContext handle) {
   Context& context = contexts().get(handle, ACL_ERROR_RT_PARAM_INVALID, ACL_ERROR_INVALID_PARAM);
-  if (context.is_default) refuse(ACL_ERROR_RT_PARAM_INVALID, "the default context goes with aclrtResetDevice");
+  if (context.is_default)
+    refuse(ACL_ERROR_RT_PARAM_INVALID, "the default context goes with aclrtResetDevice");
   destroy(&context);
   return ACL_SUCCESS;
 }
@@ -247,9 +252,11 @@ ENTRY(acl, aclrtGetCurrentContext, aclrtContext* out) {
   return ACL_SUCCESS;
 }
 
-// ---- options ---------------------------------------------------------------------------------------------------------------
+// ---- options
+// ---------------------------------------------------------------------------------------------------------------
 static void check_option(int option, std::int64_t value) {
-  if (option < 0 || option > (layout() >= 9 ? 3 : 1)) refuse(ACL_ERROR_INVALID_PARAM, "unknown option %d", option);
+  if (option < 0 || option > (layout() >= 9 ? 3 : 1))
+    refuse(ACL_ERROR_INVALID_PARAM, "unknown option %d", option);
   const std::int64_t most = option == ACL_OPT_DETERMINISTIC && layout() >= 9 ? 3 : 1;
   if (value < 0 || value > most)
     refuse(ACL_ERROR_INVALID_PARAM, "option %d takes 0 to %lld", option, static_cast<long long>(most));
@@ -281,7 +288,8 @@ ENTRY(acl, aclrtCtxGetSysParamOpt, int option, std::int64_t* value) {
   Context& context = current_context();
   const std::scoped_lock lock(context.mutex);
   const auto found = context.options.find(option);
-  if (found == context.options.end()) refuse(ACL_ERROR_INVALID_PARAM, "option %d was never set in this context", option);
+  if (found == context.options.end())
+    refuse(ACL_ERROR_INVALID_PARAM, "option %d was never set in this context", option);
   *value = found->second;
   return ACL_SUCCESS;
 }

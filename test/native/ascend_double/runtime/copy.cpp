@@ -27,8 +27,8 @@ struct Copy {
 void check_side(const Side& side, const char* which) {
   if (!side.address) refuse(ACL_ERROR_INVALID_PARAM, "%s is NULL", which);
   if (side.device != device_memory().is_device(side.address))
-    refuse(ACL_ERROR_RT_PARAM_INVALID, "expected %s memory for the %s, got %p", side.device ? "device" : "host", which,
-           side.address);
+    refuse(ACL_ERROR_RT_PARAM_INVALID, "expected %s memory for the %s, got %p",
+           side.device ? "device" : "host", which, side.address);
   if (!side.device) return;
   const std::string reason = device_memory().why_not_inside(side.address, side.bytes);
   if (reason.empty()) return;
@@ -42,16 +42,23 @@ Copy checked_copy(void* to, std::size_t most, const void* from, std::size_t byte
     case ACL_MEMCPY_HOST_TO_HOST:
       if (async) refuse(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, "host to host is not supported");
       break;
-    case ACL_MEMCPY_HOST_TO_DEVICE: to_device = true; break;
-    case ACL_MEMCPY_DEVICE_TO_HOST: from_device = true; break;
+    case ACL_MEMCPY_HOST_TO_DEVICE:
+      to_device = true;
+      break;
+    case ACL_MEMCPY_DEVICE_TO_HOST:
+      from_device = true;
+      break;
     case ACL_MEMCPY_DEVICE_TO_DEVICE:
     case ACL_MEMCPY_INNER_DEVICE_TO_DEVICE:
-    case ACL_MEMCPY_INTER_DEVICE_TO_DEVICE: to_device = from_device = true; break;
+    case ACL_MEMCPY_INTER_DEVICE_TO_DEVICE:
+      to_device = from_device = true;
+      break;
     case ACL_MEMCPY_DEFAULT:
       to_device = device_memory().is_device(to);
       from_device = device_memory().is_device(from);
       break;
-    default: refuse(ACL_ERROR_INVALID_PARAM, "unknown kind %d", kind);
+    default:
+      refuse(ACL_ERROR_INVALID_PARAM, "unknown kind %d", kind);
   }
   if (bytes > most) refuse(ACL_ERROR_INVALID_PARAM, "%zu bytes into room for %zu", bytes, most);
   const Copy copy{{const_cast<void*>(from), bytes, from_device}, {to, bytes, to_device}};
@@ -90,7 +97,8 @@ ENTRY(acl, aclrtMallocWithCfg, void** out, std::size_t bytes, int policy, void* 
 ENTRY(acl, aclrtFree, void* address) {
   if (!address) refuse(ACL_ERROR_INVALID_PARAM, "expected an address");
   current_context();
-  if (device_memory().is_device(address)) check_races({address, device_memory().block_bytes(address), true}, "device memory was freed");
+  if (device_memory().is_device(address))
+    check_races({address, device_memory().block_bytes(address), true}, "device memory was freed");
   device_memory().free(address);
   return ACL_SUCCESS;
 }
@@ -162,7 +170,8 @@ ENTRY(acl, aclrtMemset, void* to, std::size_t most, std::int32_t value, std::siz
   return ACL_SUCCESS;
 }
 
-ENTRY(acl, aclrtMemsetAsync, void* to, std::size_t most, std::int32_t value, std::size_t bytes, aclrtStream handle) {
+ENTRY(acl, aclrtMemsetAsync, void* to, std::size_t most, std::int32_t value, std::size_t bytes,
+      aclrtStream handle) {
   Stream& stream = stream_of(handle);
   check_fill(to, most, bytes);
   const Side side{to, bytes, device_memory().is_device(to)};

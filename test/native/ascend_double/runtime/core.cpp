@@ -170,7 +170,8 @@ static const Register entry_last(Library::acl, always, "aclrtGetLastError",
 static const Register entry_peek(Library::acl, always, "aclrtPeekAtLastError",
                                  reinterpret_cast<void*>(&peek_at_last_error));
 
-// ---- control: for tests in the same process, found by dlsym in any of the libraries -----------------------------------------
+// ---- control: for tests in the same process, found by dlsym in any of the libraries
+// -----------------------------------------
 extern "C" {
 
 /// Sets ASCEND_DOUBLE_<name> for this process from now on; NULL gives it back to the environment.

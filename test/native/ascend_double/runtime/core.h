@@ -1,8 +1,8 @@
 // What every part of the double shares: how an exported function is written, how it fails, what is counted.
 //
-// ENTRY(library, name, parameters...) { body } defines one function of the ABI that returns a status. Around the body stands
-// the door: it counts the call, lets an injected fault answer instead, and turns a thrown Refusal into the status and the
-// text that aclGetRecentErrMsg gives.
+// ENTRY(library, name, parameters...) { body } defines one function of the ABI that returns a status. Around
+// the body stands the door: it counts the call, lets an injected fault answer instead, and turns a thrown
+// Refusal into the status and the text that aclGetRecentErrMsg gives.
 #pragma once
 #include <cstdarg>
 #include <cstddef>
@@ -25,15 +25,17 @@ struct Refusal {
 [[noreturn]] void refuse(int code, const char* format, ...) __attribute__((format(printf, 2, 3)));
 std::string text_of(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
-/// A broken rule that hardware would answer with silent corruption or a leak. Kept for ascend_double_violation;
-/// ends the process where ASCEND_DOUBLE_ABORT=1.
+/// A broken rule that hardware would answer with silent corruption or a leak. Kept for
+/// ascend_double_violation; ends the process where ASCEND_DOUBLE_ABORT=1.
 void violation(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
-// ---- settings: ASCEND_DOUBLE_<NAME> in the environment, or ascend_double_set(NAME, value) ---------------------------------
+// ---- settings: ASCEND_DOUBLE_<NAME> in the environment, or ascend_double_set(NAME, value)
+// ---------------------------------
 std::string setting(const char* name, const char* otherwise);
 std::int64_t setting(const char* name, std::int64_t otherwise);
 
-// ---- the table of exported functions -----------------------------------------------------------------------------------
+// ---- the table of exported functions
+// -----------------------------------------------------------------------------------
 enum class Library : std::uint8_t { acl, base, math, nn, cv, transformer, hccl, hcomm };
 enum Since : std::uint8_t { always = 8, nine = 9 };
 
@@ -53,9 +55,10 @@ struct Register {
   }
 };
 
-// ---- the door ------------------------------------------------------------------------------------------------------------
-/// Counts a call; the code of a fault that is due now, or 0. A device error (5070xx) is held back first: the task that this
-/// call queues will fail with it, as on hardware.
+// ---- the door
+// ------------------------------------------------------------------------------------------------------------
+/// Counts a call; the code of a fault that is due now, or 0. A device error (5070xx) is held back first: the
+/// task that this call queues will fail with it, as on hardware.
 int enter(const char* name);
 /// A device error held back by enter() that no task has taken, or 0.
 int leave();
@@ -91,19 +94,20 @@ struct Door<name, body> {
   }
 };
 
-#define ASCEND_DOUBLE_ENTRY(result, library, since, name, ...)                                        \
-  static result body_##name(__VA_ARGS__);                                                             \
-  static constexpr char name_##name[] = #name;                                                        \
-  static const ::ascend_double::Register entry_##name(                                                \
-      ::ascend_double::Library::library, ::ascend_double::since, #name,                               \
-      reinterpret_cast<void*>(&::ascend_double::Door<name_##name, body_##name>::call));               \
+#define ASCEND_DOUBLE_ENTRY(result, library, since, name, ...)                          \
+  static result body_##name(__VA_ARGS__);                                               \
+  static constexpr char name_##name[] = #name;                                          \
+  static const ::ascend_double::Register entry_##name(                                  \
+      ::ascend_double::Library::library, ::ascend_double::since, #name,                 \
+      reinterpret_cast<void*>(&::ascend_double::Door<name_##name, body_##name>::call)); \
   static result body_##name(__VA_ARGS__)
 #define ENTRY(library, name, ...) ASCEND_DOUBLE_ENTRY(int, library, always, name, __VA_ARGS__)
 #define ENTRY_OF(result, library, name, ...) ASCEND_DOUBLE_ENTRY(result, library, always, name, __VA_ARGS__)
 /// From CANN 9 on only.
 #define ENTRY9(library, name, ...) ASCEND_DOUBLE_ENTRY(int, library, nine, name, __VA_ARGS__)
 
-// ---- the chip that is played -----------------------------------------------------------------------------------------------
+// ---- the chip that is played
+// -----------------------------------------------------------------------------------------------
 struct Soc {
   std::string name;
   int generation;  // 1: Ascend910A and kin; 2: A2; 3: A3; 950; 310

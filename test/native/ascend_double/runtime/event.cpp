@@ -12,7 +12,8 @@ namespace {
 constexpr std::size_t kSyncEvents = 65536;  // the pool of one device
 
 double now_ms() {
-  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 Event& event_of(aclrtEvent handle) {
@@ -57,7 +58,8 @@ int synchronize(Stream& stream, int timeout_ms) {
 
 }  // namespace
 
-// ---- streams -----------------------------------------------------------------------------------------------------------------
+// ---- streams
+// -----------------------------------------------------------------------------------------------------------------
 ENTRY(acl, aclrtCreateStream, aclrtStream* out) {
   if (!out) refuse(ACL_ERROR_INVALID_PARAM, "expected a pointer");
   *out = streams().add(new Stream(&current_context()));
@@ -66,7 +68,8 @@ ENTRY(acl, aclrtCreateStream, aclrtStream* out) {
 
 ENTRY(acl, aclrtCreateStreamWithConfig, aclrtStream* out, std::uint32_t priority, std::uint32_t flags) {
   if (!out) refuse(ACL_ERROR_INVALID_PARAM, "expected a pointer");
-  if (priority > 7 || (flags & ~7u)) refuse(ACL_ERROR_RT_PARAM_INVALID, "priority %u, flags %u", priority, flags);
+  if (priority > 7 || (flags & ~7u))
+    refuse(ACL_ERROR_RT_PARAM_INVALID, "priority %u, flags %u", priority, flags);
   *out = streams().add(new Stream(&current_context()));
   return ACL_SUCCESS;
 }
@@ -113,7 +116,8 @@ ENTRY(acl, aclrtStreamQuery, aclrtStream handle, int* status) {
   return finished(stream);
 }
 
-// ---- events ------------------------------------------------------------------------------------------------------------------
+// ---- events
+// ------------------------------------------------------------------------------------------------------------------
 ENTRY(acl, aclrtCreateEvent, aclrtEvent* out) {
   if (!out) refuse(ACL_ERROR_INVALID_PARAM, "expected a pointer");
   *out = create_event(ACL_EVENT_SYNC | ACL_EVENT_CAPTURE_STREAM_PROGRESS | ACL_EVENT_TIME_LINE, false);
@@ -190,8 +194,10 @@ ENTRY(acl, aclrtQueryEventStatus, aclrtEvent handle, int* status) {
   Event& event = event_of(handle);
   const std::shared_ptr<Recording> recording = last_recording(event);
   *status = recording ? recording->done.load() : event.ex;
-  if (recording && !recording->done && streams().alive(recording->stream)) recording->stream->kick(recording->number);
-  return ACL_SUCCESS;
+  if (!recording || recording->done || !streams().alive(recording->stream)) return ACL_SUCCESS;
+  recording->stream->kick(recording->number);
+  // An event behind a failure may never be reached: who polls must be told.
+  return finished(*recording->stream);
 }
 
 // 0 complete, 1 not ready: the other way round.
@@ -203,7 +209,9 @@ static int query_inverse(aclrtEvent handle, int* status) {
   return ACL_SUCCESS;
 }
 ENTRY(acl, aclrtQueryEvent, aclrtEvent handle, int* status) { return query_inverse(handle, status); }
-ENTRY(acl, aclrtQueryEventWaitStatus, aclrtEvent handle, int* status) { return query_inverse(handle, status); }
+ENTRY(acl, aclrtQueryEventWaitStatus, aclrtEvent handle, int* status) {
+  return query_inverse(handle, status);
+}
 
 ENTRY(acl, aclrtEventElapsedTime, float* ms, aclrtEvent first, aclrtEvent second) {
   if (!ms) refuse(ACL_ERROR_INVALID_PARAM, "expected a pointer");
@@ -234,7 +242,8 @@ ENTRY(acl, aclrtResetEvent, aclrtEvent handle, aclrtStream stream_handle) {
   return ACL_SUCCESS;
 }
 
-// ---- callbacks: a thread that subscribed to the stream runs them when it asks ---------------------------------------------
+// ---- callbacks: a thread that subscribed to the stream runs them when it asks
+// ---------------------------------------------
 namespace {
 struct Callback {
   void (*function)(void*);
@@ -267,14 +276,15 @@ ENTRY(acl, aclrtLaunchCallback, void (*function)(void*), void* data, int /*block
   const std::uint64_t thread = stream.subscriber;
   if (!function) refuse(ACL_ERROR_INVALID_PARAM, "expected a function");
   if (!thread) refuse(ACL_ERROR_RT_PARAM_INVALID, "no thread subscribed to this stream");
-  const std::uint64_t number = stream.enqueue({"aclrtLaunchCallback", {}, [=] {
-    const auto finished = std::make_shared<Recording>();
-    Callbacks& all = callbacks();
-    std::unique_lock lock(all.mutex);
-    all.by_thread[thread].push_back({function, data, finished});
-    all.changed.notify_all();
-    all.changed.wait(lock, [&] { return finished->done.load(); });
-  }});
+  const std::uint64_t number =
+      stream.enqueue({"aclrtLaunchCallback", {}, [=] {
+                        const auto finished = std::make_shared<Recording>();
+                        Callbacks& all = callbacks();
+                        std::unique_lock lock(all.mutex);
+                        all.by_thread[thread].push_back({function, data, finished});
+                        all.changed.notify_all();
+                        all.changed.wait(lock, [&] { return finished->done.load(); });
+                      }});
   stream.kick(number);  // the host may wait for nothing but the callback
   return ACL_SUCCESS;
 }
@@ -284,7 +294,8 @@ ENTRY(acl, aclrtProcessReport, std::int32_t ms) {
   const std::uint64_t self = static_cast<std::uint64_t>(pthread_self());
   std::unique_lock lock(all.mutex);
   std::deque<Callback>& own = all.by_thread[self];
-  if (!all.changed.wait_for(lock, std::chrono::milliseconds(ms < 0 ? 1 << 30 : ms), [&] { return !own.empty(); }))
+  if (!all.changed.wait_for(lock, std::chrono::milliseconds(ms < 0 ? 1 << 30 : ms),
+                            [&] { return !own.empty(); }))
     refuse(ACL_ERROR_RT_STREAM_SYNC_TIMEOUT, "no report within %d ms", ms);
   const Callback next = own.front();
   own.pop_front();

@@ -33,7 +33,8 @@ void note_leaks() {
   const std::scoped_lock lock(kinds_mutex());
   for (LiveCount* count : kinds())
     if (const std::size_t size = count->size())
-      report().leaks.add(text_of("%zu %s%s%s", size, count->kind, size > 1 ? "s" : "", count->example().c_str()));
+      report().leaks.add(
+          text_of("%zu %s%s%s", size, count->kind, size > 1 ? "s" : "", count->example().c_str()));
 }
 
 }  // namespace ascend_double

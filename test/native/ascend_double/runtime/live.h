@@ -1,4 +1,5 @@
-// Which objects are alive, by kind; the last dead ones are remembered, so that a stale handle is told from a wild one.
+// Which objects are alive, by kind; the last dead ones are remembered, so that a stale handle is told from a
+// wild one.
 #pragma once
 #include <cstddef>
 #include <deque>
@@ -28,8 +29,8 @@ std::size_t live(const std::string& kind);
 /// Adds a line to the leaks for each kind of which something is alive.
 void note_leaks();
 
-/// The handles of one kind that were given out. A dead object is kept until kGraves more have died: its address is not
-/// given out again meanwhile, so that using or destroying it twice is seen.
+/// The handles of one kind that were given out. A dead object is kept until kGraves more have died: its
+/// address is not given out again meanwhile, so that using or destroying it twice is seen.
 template <class Object>
 class Handles final : public LiveCount {
  public:

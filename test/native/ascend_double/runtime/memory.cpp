@@ -62,8 +62,8 @@ void* DeviceMemory::allocate(int device, std::size_t bytes, std::size_t pad) {
   const std::scoped_lock lock(mutex_);
   Range& range = this->range(device);
   if (bytes > total() || range.used + span > total())
-    refuse(ACL_ERROR_RT_MEMORY_ALLOCATION, "device %d is out of memory: asked %zu bytes, %zu of %zu used", device,
-           bytes, range.used, total());
+    refuse(ACL_ERROR_RT_MEMORY_ALLOCATION, "device %d is out of memory: asked %zu bytes, %zu of %zu used",
+           device, bytes, range.used, total());
   const std::size_t start = find_room(range, span);
   range.blocks[start] = {bytes, span};
   range.used += span;
@@ -118,7 +118,8 @@ std::string DeviceMemory::why_not_inside(const void* address, std::size_t bytes)
   const auto& [offset, block] = *after;
   if (start >= offset + block.span) return "the memory was freed or never allocated";
   if (start + bytes > offset + block.bytes)
-    return text_of("%zu bytes at byte %zu reach beyond their block of %zu bytes", bytes, start - offset, block.bytes);
+    return text_of("%zu bytes at byte %zu reach beyond their block of %zu bytes", bytes, start - offset,
+                   block.bytes);
   return {};
 }
 
@@ -127,7 +128,8 @@ std::size_t DeviceMemory::block_bytes(const void* address) {
   if (device < 0) return 1;
   const std::scoped_lock lock(mutex_);
   Range& range = ranges_[static_cast<std::size_t>(device)];
-  const auto found = range.blocks.find(static_cast<std::size_t>(static_cast<const char*>(address) - range.addresses));
+  const auto found =
+      range.blocks.find(static_cast<std::size_t>(static_cast<const char*>(address) - range.addresses));
   return found == range.blocks.end() ? 1 : found->second.bytes;
 }
 

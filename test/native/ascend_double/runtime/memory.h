@@ -1,8 +1,8 @@
 // Device memory: addresses that no host code may touch, and the storage behind them.
 //
-// Every device has a range of addresses without access (a host load or store faults at once) and a range of the same size
-// that holds the bytes; one is a constant distance from the other. Addresses are given out upward and reused only when the
-// range has been used up, so that a stale pointer is seen as one.
+// Every device has a range of addresses without access (a host load or store faults at once) and a range of
+// the same size that holds the bytes; one is a constant distance from the other. Addresses are given out
+// upward and reused only when the range has been used up, so that a stale pointer is seen as one.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -30,8 +30,8 @@ class DeviceMemory final : public LiveCount {
  public:
   DeviceMemory();
 
-  /// 64-byte aligned, and no better. The block takes ALIGN_UP(bytes, 32) + pad of the device's memory; the rest of that is
-  /// a red zone. Refuses with 107000 for no bytes and with 207001 where the device is full.
+  /// 64-byte aligned, and no better. The block takes ALIGN_UP(bytes, 32) + pad of the device's memory; the
+  /// rest of that is a red zone. Refuses with 107000 for no bytes and with 207001 where the device is full.
   void* allocate(int device, std::size_t bytes, std::size_t pad);
   /// Checks the red zone, poisons the storage and gives it back.
   void free(void* address);
@@ -44,8 +44,8 @@ class DeviceMemory final : public LiveCount {
   std::string why_not_inside(const void* address, std::size_t bytes);
   /// The bytes of the live block that starts here, or 1.
   std::size_t block_bytes(const void* address);
-  /// The storage of [address, address + bytes). Refuses with 507015, as a kernel that faults, unless it lies in one live
-  /// block.
+  /// The storage of [address, address + bytes). Refuses with 507015, as a kernel that faults, unless it lies
+  /// in one live block.
   char* storage(const void* address, std::size_t bytes);
   /// Without any check: for peeking tests.
   char* raw_storage(const void* address) const;

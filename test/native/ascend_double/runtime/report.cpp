@@ -143,7 +143,7 @@ CONTROL void ascend_double_set_fault(const char* name, std::uint64_t nth, int co
 CONTROL void ascend_double_clear_faults() { report().clear_faults(); }
 CONTROL std::size_t ascend_double_faults_left() { return report().faults_left(); }
 CONTROL void ascend_double_report(const char* path) { report().write(path); }
-/// How much of a kind is alive: "tensor", "scalar", "array", "list", "executor", "stream", "event", "context",
-/// "device memory", "host memory", "communicator".
+/// How much of a kind is alive: "tensor", "scalar", "array", "list", "executor", "stream", "event",
+/// "context", "device memory", "host memory", "communicator".
 CONTROL std::size_t ascend_double_live(const char* kind) { return live(kind); }
 }

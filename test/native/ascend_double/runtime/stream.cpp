@@ -157,7 +157,8 @@ Stream& stream_of(aclrtStream handle) {
   }
   Stream& stream = streams().get(handle, ACL_ERROR_RT_PARAM_INVALID, ACL_ERROR_RT_PARAM_INVALID);
   if (stream.context != &context)
-    refuse(ACL_ERROR_RT_STREAM_CONTEXT, "the stream belongs to another context than the thread's current one");
+    refuse(ACL_ERROR_RT_STREAM_CONTEXT,
+           "the stream belongs to another context than the thread's current one");
   return stream;
 }
 
@@ -166,7 +167,8 @@ void check_races(const Touch& touch, const char* who) {
   streams().each([&](Stream& stream) {
     if (name.empty()) name = stream.conflict(touch);
   });
-  if (!name.empty()) violation("%s while queued work (%s) has not finished with that memory", who, name.c_str());
+  if (!name.empty())
+    violation("%s while queued work (%s) has not finished with that memory", who, name.c_str());
 }
 
 }  // namespace ascend_double

@@ -1,8 +1,9 @@
 // Contexts, streams and events.
 //
-// A stream keeps its tasks until somebody makes it run: a synchronisation, a query, a wait of another stream that runs, or
-// more than kMostPending tasks. So whoever reads a result without waiting for it finds poison, every time. With
-// ASCEND_DOUBLE_STREAMS=eager a thread runs them at once; with =random, at once or later, by chance (seeded).
+// A stream keeps its tasks until somebody makes it run: a synchronisation, a query, a wait of another stream
+// that runs, or more than kMostPending tasks. So whoever reads a result without waiting for it finds poison,
+// every time. With ASCEND_DOUBLE_STREAMS=eager a thread runs them at once; with =random, at once or later, by
+// chance (seeded).
 #pragma once
 #include <atomic>
 #include <condition_variable>

@@ -66,7 +66,8 @@ TEST("add and its kin, broadcast, strided, scaled, in place") {
   run(session, "InplaceMuls", out(c), static_cast<const aclScalar*>(scalar(-3)));
   for (double& value : wanted) value *= -3;
   CHECK(worst(c.values(), wanted) <= 1e-6);
-  run(session, "InplaceAdds", out(c), static_cast<const aclScalar*>(scalar(5)), static_cast<const aclScalar*>(scalar(2)));
+  run(session, "InplaceAdds", out(c), static_cast<const aclScalar*>(scalar(5)),
+      static_cast<const aclScalar*>(scalar(2)));
   for (double& value : wanted) value += 10;
   CHECK(worst(c.values(), wanted) <= 1e-6);
   CHECK(violations().empty());

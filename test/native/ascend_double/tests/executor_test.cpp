@@ -83,7 +83,8 @@ TEST("a repeatable executor runs often, with new addresses, until it is destroye
   CHECK_NEAR(y.values()[1], 2.718281828, 1e-6);
   CHECK_NEAR(y2.values()[0], 7.389056, 1e-5);
   CHECK_EQ(call("aclSetInputTensorAddr", executor, std::size_t{1}, out(x), x2.memory.address), 161002);
-  CHECK_EQ((call<int, aclOpExecutor*, std::size_t, aclTensor*, void*>("aclSetOutputTensorAddr", executor, 0, nullptr, nullptr)),
+  CHECK_EQ((call<int, aclOpExecutor*, std::size_t, aclTensor*, void*>("aclSetOutputTensorAddr", executor, 0,
+                                                                      nullptr, nullptr)),
            561103);
   OK(call("aclDestroyAclOpExecutor", executor));
   CHECK_EQ(launch("Exp", nullptr, 0, executor, session.stream), 561000);
@@ -109,7 +110,8 @@ TEST("descriptors are left alone between the phases") {
 TEST("a list owns its members") {
   Session session;
   Memory memory(64);
-  const aclTensor* members[] = {describe({2}, ACL_FLOAT, memory.address), describe({2}, ACL_FLOAT, memory.address)};
+  const aclTensor* members[] = {describe({2}, ACL_FLOAT, memory.address),
+                                describe({2}, ACL_FLOAT, memory.address)};
   const aclTensorList* list =
       call<aclTensorList*, const aclTensor* const*, std::uint64_t>("aclCreateTensorList", members, 2);
   OK(call("aclDestroyTensorList", list));
@@ -125,10 +127,11 @@ TEST("a tensor must lie in one live block, aligned, within its storage") {
   Array y({4});
   Memory memory(64);
   const std::int64_t shape[] = {4}, far[] = {5}, storage[] = {16}, small[] = {4};
-  const auto made = [&](const std::int64_t* strides, std::int64_t offset, const std::int64_t* whole, void* data) {
-    return Owned<aclTensor>(call<aclTensor*, const std::int64_t*, std::uint64_t, int, const std::int64_t*, std::int64_t, int,
-                                 const std::int64_t*, std::uint64_t, void*>("aclCreateTensor", shape, 1, ACL_FLOAT, strides,
-                                                                            offset, 2, whole, 1, data),
+  const auto made = [&](const std::int64_t* strides, std::int64_t offset, const std::int64_t* whole,
+                        void* data) {
+    return Owned<aclTensor>(call<aclTensor*, const std::int64_t*, std::uint64_t, int, const std::int64_t*,
+                                 std::int64_t, int, const std::int64_t*, std::uint64_t, void*>(
+                                "aclCreateTensor", shape, 1, ACL_FLOAT, strides, offset, 2, whole, 1, data),
                             "aclDestroyTensor");
   };
   const auto answer = [&](const Owned<aclTensor>& x) {
@@ -146,8 +149,9 @@ TEST("a tensor must lie in one live block, aligned, within its storage") {
   float host[16];
   CHECK_EQ(answer(made(nullptr, 0, small, host)), 161002);
   CHECK_EQ(refusal("Exp", static_cast<const aclTensor*>(nullptr), out(y)), 161001);
-  CHECK((call<aclTensor*, const std::int64_t*, std::uint64_t, int, const std::int64_t*, std::int64_t, int, const std::int64_t*,
-              std::uint64_t, void*>("aclCreateTensor", nullptr, 1, 0, nullptr, 0, 2, storage, 1, base) == nullptr));
+  CHECK((call<aclTensor*, const std::int64_t*, std::uint64_t, int, const std::int64_t*, std::int64_t, int,
+              const std::int64_t*, std::uint64_t, void*>("aclCreateTensor", nullptr, 1, 0, nullptr, 0, 2,
+                                                         storage, 1, base) == nullptr));
 }
 
 TEST("getters tell what was described") {

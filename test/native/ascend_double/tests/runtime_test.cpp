@@ -80,17 +80,21 @@ TEST("copies beyond a block, from freed memory and of the wrong kind are refused
   Session session;
   char host[256] = {};
   Memory memory(100);
-  CHECK_EQ(call("aclrtMemcpy", memory.address, std::size_t{256}, static_cast<const void*>(host), std::size_t{101}, 1),
+  CHECK_EQ(call("aclrtMemcpy", memory.address, std::size_t{256}, static_cast<const void*>(host),
+                std::size_t{101}, 1),
            107000);
   CHECK(has(violations(), "reach beyond"));
-  CHECK_EQ(call("aclrtMemcpy", memory.address, std::size_t{10}, static_cast<const void*>(host), std::size_t{11}, 1), 100000);
-  CHECK_EQ(call("aclrtMemcpy", static_cast<void*>(host), std::size_t{100}, static_cast<const void*>(host + 128),
-                std::size_t{100}, 2),
+  CHECK_EQ(call("aclrtMemcpy", memory.address, std::size_t{10}, static_cast<const void*>(host),
+                std::size_t{11}, 1),
+           100000);
+  CHECK_EQ(call("aclrtMemcpy", static_cast<void*>(host), std::size_t{100},
+                static_cast<const void*>(host + 128), std::size_t{100}, 2),
            107000);
   void* freed = nullptr;
   OK(call("aclrtMalloc", &freed, std::size_t{64}, 0));
   OK(call("aclrtFree", freed));
-  CHECK_EQ(call("aclrtMemcpy", static_cast<void*>(host), std::size_t{64}, static_cast<const void*>(freed), std::size_t{64}, 2),
+  CHECK_EQ(call("aclrtMemcpy", static_cast<void*>(host), std::size_t{64}, static_cast<const void*>(freed),
+                std::size_t{64}, 2),
            107000);
   call<void>("ascend_double_clear_violations");
   CHECK_EQ(call("aclrtFree", freed), 107000);
@@ -114,6 +118,9 @@ TEST("a thread without a device answers 107002") {
     code = call("aclrtMalloc", &address, std::size_t{64}, 0);
   }).join();
   CHECK_EQ(code, 107002);
+  Array x({4}, {1, 2, 3, 4}), y({4});
+  std::thread([&] { code = refusal("Exp", in(x), out(y)); }).join();
+  CHECK_EQ(code, 361001);
   void* context = nullptr;
   OK(call("aclrtGetCurrentContext", &context));
   std::thread([&] {
@@ -188,17 +195,17 @@ TEST("an asynchronous copy to pinned memory arrives with the synchronisation, to
   float* pinned = nullptr;
   OK(call("aclrtMallocHost", reinterpret_cast<void**>(&pinned), std::size_t{8}));
   pinned[0] = 1;
-  OK(call("aclrtMemcpyAsync", static_cast<void*>(pinned), std::size_t{8}, static_cast<const void*>(x.memory.address),
-          std::size_t{8}, 2, session.stream));
+  OK(call("aclrtMemcpyAsync", static_cast<void*>(pinned), std::size_t{8},
+          static_cast<const void*>(x.memory.address), std::size_t{8}, 2, session.stream));
   CHECK(pinned[0] != pinned[0]);
   session.synchronize();
   CHECK_EQ(pinned[1], 6.0f);
   float pageable[2] = {};
-  OK(call("aclrtMemcpyAsync", static_cast<void*>(pageable), std::size_t{8}, static_cast<const void*>(x.memory.address),
-          std::size_t{8}, 2, session.stream));
+  OK(call("aclrtMemcpyAsync", static_cast<void*>(pageable), std::size_t{8},
+          static_cast<const void*>(x.memory.address), std::size_t{8}, 2, session.stream));
   CHECK_EQ(pageable[1], 6.0f);
-  CHECK_EQ(call("aclrtMemcpyAsync", static_cast<void*>(pageable), std::size_t{8}, static_cast<const void*>(pinned),
-                std::size_t{8}, 0, session.stream),
+  CHECK_EQ(call("aclrtMemcpyAsync", static_cast<void*>(pageable), std::size_t{8},
+                static_cast<const void*>(pinned), std::size_t{8}, 0, session.stream),
            207000);
   OK(call("aclrtFreeHost", static_cast<void*>(pinned)));
 }
@@ -206,7 +213,8 @@ TEST("an asynchronous copy to pinned memory arrives with the synchronisation, to
 TEST("aclrtMemset does not wait for streams, aclrtMemsetAsync does") {
   Session session;
   Array x({2}, {5, 6});
-  OK(call("aclrtMemsetAsync", x.memory.address, std::size_t{8}, std::int32_t{0}, std::size_t{8}, session.stream));
+  OK(call("aclrtMemsetAsync", x.memory.address, std::size_t{8}, std::int32_t{0}, std::size_t{8},
+          session.stream));
   OK(call("aclrtMemset", x.memory.address, std::size_t{8}, std::int32_t{0x40}, std::size_t{8}));
   CHECK(has(violations(), "aclrtMemset wrote memory while queued work"));
   session.synchronize();
@@ -227,8 +235,9 @@ TEST("events: kinds, states, and streams that wait for each other") {
   CHECK(has(violations(), "aclrtResetEvent"));
   void* second = nullptr;
   OK(call("aclrtCreateStream", &second));
-  Array x({1}, {1});
-  OK(call("aclrtMemsetAsync", x.memory.address, std::size_t{4}, std::int32_t{0}, std::size_t{4}, session.stream));
+  Array x({1}, std::vector<double>{1});
+  OK(call("aclrtMemsetAsync", x.memory.address, std::size_t{4}, std::int32_t{0}, std::size_t{4},
+          session.stream));
   OK(call("aclrtRecordEvent", ex, session.stream));
   OK(call("aclrtQueryEventStatus", ex, &status));
   CHECK_EQ(status, 0);
@@ -249,10 +258,11 @@ TEST("events: kinds, states, and streams that wait for each other") {
 TEST("a synchronisation with a limit answers 507046") {
   Session session;
   With delay("DELAY_US", "400000");
-  Array x({1}, {1});
+  Array x({1}, std::vector<double>{1});
   int code = 0;
   for (int i = 0; i < 8; ++i)
-    OK(call("aclrtMemsetAsync", x.memory.address, std::size_t{4}, std::int32_t{0}, std::size_t{4}, session.stream));
+    OK(call("aclrtMemsetAsync", x.memory.address, std::size_t{4}, std::int32_t{0}, std::size_t{4},
+            session.stream));
   code = call("aclrtSynchronizeStreamWithTimeout", session.stream, std::int32_t{1});
   CHECK_EQ(code, 507046);
   session.synchronize();
@@ -278,13 +288,14 @@ TEST("a device fault comes with the synchronisation, and stops what is behind it
   for (const std::uint64_t mode : {0, 1}) {
     Session session;
     OK(call("aclrtSetStreamFailureMode", session.stream, mode));
-    Array x({1}, {1}), y({1}, {9});
+    Array x({1}, std::vector<double>{1}), y({1}, std::vector<double>{9});
     call<void>("ascend_double_set_fault", "aclnnExp", std::uint64_t{1}, 507015);
     std::uint64_t size = 0;
     aclOpExecutor* executor = nullptr;
     OK(size_of("Exp", &size, &executor, in(x), out(y)));
     OK(launch("Exp", nullptr, size, executor, session.stream));
-    OK(call("aclrtMemsetAsync", y.memory.address, std::size_t{4}, std::int32_t{0}, std::size_t{4}, session.stream));
+    OK(call("aclrtMemsetAsync", y.memory.address, std::size_t{4}, std::int32_t{0}, std::size_t{4},
+            session.stream));
     CHECK_EQ(call("aclrtSynchronizeStream", session.stream), 507015);
     CHECK(message().find("aclnnExp") != std::string::npos);
     CHECK_EQ(y.values()[0], mode ? 9.0 : 0.0);
@@ -339,7 +350,11 @@ TEST("initialisation is once, and a report tells calls and leaks") {
 TEST("a violation ends the process where asked to") {
   Session session;
   With abort("ABORT", "1");
-  CHECK_EQ(in_child([] { call("aclrtDestroyEvent", reinterpret_cast<void*>(0x40)); call<int, const aclTensor*>("aclDestroyTensor", reinterpret_cast<const aclTensor*>(0x40)); }), SIGABRT);
+  CHECK_EQ(in_child([] {
+             call("aclrtDestroyEvent", reinterpret_cast<void*>(0x40));
+             call<int, const aclTensor*>("aclDestroyTensor", reinterpret_cast<const aclTensor*>(0x40));
+           }),
+           SIGABRT);
 }
 
 TEST("another thread serves the callbacks of a stream") {
@@ -353,7 +368,9 @@ TEST("another thread serves the callbacks of a stream") {
   });
   OK(call("aclrtSubscribeReport", static_cast<std::uint64_t>(server.native_handle()), session.stream));
   int called = 0;
-  OK(call("aclrtLaunchCallback", +[](void* at) { ++*static_cast<int*>(at); }, static_cast<void*>(&called), 1, session.stream));
+  OK(call(
+      "aclrtLaunchCallback", +[](void* at) { ++*static_cast<int*>(at); }, static_cast<void*>(&called), 1,
+      session.stream));
   session.synchronize();
   CHECK_EQ(called, 1);
   stop = true;

@@ -21,10 +21,12 @@ std::map<std::string, void*>& libraries() {
     const bool nine = layout()[0] == '9';
     std::map<std::string, void*> all;
     const std::vector<std::string> eight_names{"ascendcl", "nnopbase", "opapi", "hccl"};
-    const std::vector<std::string> nine_names{"ascendcl", "acl_rt",           "nnopbase", "opapi_math", "opapi_nn",
-                                              "opapi_cv", "opapi_transformer", "hccl",     "hcomm"};
+    const std::vector<std::string> nine_names{"ascendcl",          "acl_rt",   "nnopbase",
+                                              "opapi_math",        "opapi_nn", "opapi_cv",
+                                              "opapi_transformer", "hccl",     "hcomm"};
     for (const std::string& name : nine ? nine_names : eight_names) {
-      const std::string path = std::string(ASCEND_DOUBLE_FOLDER) + "/" + layout() + "/lib64/lib" + name + ".so";
+      const std::string path =
+          std::string(ASCEND_DOUBLE_FOLDER) + "/" + layout() + "/lib64/lib" + name + ".so";
       void* handle = dlopen(path.c_str(), RTLD_LAZY | RTLD_LOCAL);
       if (!handle) danceflux::test::fail_at(__FILE__, __LINE__, dlerror());
       all["lib" + name + ".so"] = handle;
@@ -64,7 +66,9 @@ std::vector<std::string> violations() {
   return all;
 }
 
-With::With(const char* name, const char* value) : name_(name) { call<void>("ascend_double_set", name, value); }
+With::With(const char* name, const char* value) : name_(name) {
+  call<void>("ascend_double_set", name, value);
+}
 With::~With() { call<void, const char*, const char*>("ascend_double_set", name_, nullptr); }
 
 Session::Session() {
@@ -100,7 +104,9 @@ void Memory::write(const void* host, std::size_t count) const {
   if (count) OK(call("aclrtMemcpy", address, bytes, host, count, 1));
 }
 void Memory::read(void* host, std::size_t count) const {
-  if (count) OK(call<int, void*, std::size_t, const void*, std::size_t, int>("aclrtMemcpy", host, count, address, count, 2));
+  if (count)
+    OK(call<int, void*, std::size_t, const void*, std::size_t, int>("aclrtMemcpy", host, count, address,
+                                                                    count, 2));
 }
 
 namespace {
@@ -114,12 +120,16 @@ std::int64_t count_of(const Shape& shape) {
 std::size_t item_of(int dtype) {
   switch (dtype) {
     case ACL_FLOAT16:
-    case ACL_BF16: return 2;
+    case ACL_BF16:
+      return 2;
     case ACL_INT64:
-    case ACL_DOUBLE: return 8;
+    case ACL_DOUBLE:
+      return 8;
     case ACL_BOOL:
-    case ACL_UINT8: return 1;
-    default: return 4;
+    case ACL_UINT8:
+      return 1;
+    default:
+      return 4;
   }
 }
 
@@ -132,9 +142,11 @@ std::uint16_t half_bits(double value) {
   const double steps = std::nearbyint(std::ldexp(magnitude, 10 - exponent));
   const double back = std::ldexp(steps, exponent - 10);
   if (back >= 65536) return sign | 0x7c00;
-  if (back < std::ldexp(1, -14)) return static_cast<std::uint16_t>(sign | static_cast<int>(std::ldexp(back, 24)));
+  if (back < std::ldexp(1, -14))
+    return static_cast<std::uint16_t>(sign | static_cast<int>(std::ldexp(back, 24)));
   const int top = std::ilogb(back);
-  return static_cast<std::uint16_t>(sign | (top + 15) << 10 | (static_cast<int>(std::ldexp(back, 10 - top)) - 1024));
+  return static_cast<std::uint16_t>(sign | (top + 15) << 10 |
+                                    (static_cast<int>(std::ldexp(back, 10 - top)) - 1024));
 }
 
 double from_half(std::uint16_t bits) {
@@ -174,18 +186,25 @@ double get(const char* at) {
 }  // namespace
 
 Array::Array(Shape sizes, int type, int tag)
-    : shape(std::move(sizes)), dtype(type), format(tag),
+    : shape(std::move(sizes)),
+      dtype(type),
+      format(tag),
       memory(static_cast<std::size_t>(count_of(shape)) * item_of(type)) {
   tensor_ = describe(shape, dtype, memory.address, format);
 }
 
-Array::Array(Shape sizes, const std::vector<double>& given, int type, int tag) : Array(std::move(sizes), type, tag) {
+Array::Array(Shape sizes, const std::vector<double>& given, int type, int tag)
+    : Array(std::move(sizes), type, tag) {
   set(given);
 }
 
 Array::Array(Array&& other) noexcept
-    : shape(other.shape), dtype(other.dtype), format(other.format), memory(std::move(other.memory)),
-      tensor_(std::exchange(other.tensor_, nullptr)), views_(std::move(other.views_)) {}
+    : shape(other.shape),
+      dtype(other.dtype),
+      format(other.format),
+      memory(std::move(other.memory)),
+      tensor_(std::exchange(other.tensor_, nullptr)),
+      views_(std::move(other.views_)) {}
 
 Array::~Array() {
   for (const aclTensor* one : views_) call<int, const aclTensor*>("aclDestroyTensor", one);
@@ -218,14 +237,27 @@ void Array::set(const std::vector<double>& given) const {
   for (std::size_t i = 0; i < given.size(); ++i) {
     char* at = bytes.data() + i * item;
     switch (dtype) {
-      case ACL_FLOAT: put(at, static_cast<float>(given[i])); break;
-      case ACL_BF16: put(at, bfloat_bits(given[i])); break;
-      case ACL_FLOAT16: put(at, half_bits(given[i])); break;
-      case ACL_DOUBLE: put(at, given[i]); break;
-      case ACL_INT64: put(at, static_cast<std::int64_t>(given[i])); break;
+      case ACL_FLOAT:
+        put(at, static_cast<float>(given[i]));
+        break;
+      case ACL_BF16:
+        put(at, bfloat_bits(given[i]));
+        break;
+      case ACL_FLOAT16:
+        put(at, half_bits(given[i]));
+        break;
+      case ACL_DOUBLE:
+        put(at, given[i]);
+        break;
+      case ACL_INT64:
+        put(at, static_cast<std::int64_t>(given[i]));
+        break;
       case ACL_BOOL:
-      case ACL_UINT8: put(at, static_cast<std::uint8_t>(given[i])); break;
-      default: put(at, static_cast<std::int32_t>(given[i]));
+      case ACL_UINT8:
+        put(at, static_cast<std::uint8_t>(given[i]));
+        break;
+      default:
+        put(at, static_cast<std::int32_t>(given[i]));
     }
   }
   memory.write(bytes.data(), bytes.size());
@@ -233,10 +265,10 @@ void Array::set(const std::vector<double>& given) const {
 
 const aclTensor* Array::view(const Shape& sizes, const Shape& strides, std::int64_t offset) {
   const std::int64_t storage = count_of(shape);
-  views_.push_back(call<aclTensor*, const std::int64_t*, std::uint64_t, int, const std::int64_t*, std::int64_t, int,
-                        const std::int64_t*, std::uint64_t, void*>("aclCreateTensor", sizes.data(), sizes.size(), dtype,
-                                                                   strides.data(), offset, format, &storage, 1,
-                                                                   memory.address));
+  views_.push_back(call<aclTensor*, const std::int64_t*, std::uint64_t, int, const std::int64_t*,
+                        std::int64_t, int, const std::int64_t*, std::uint64_t, void*>(
+      "aclCreateTensor", sizes.data(), sizes.size(), dtype, strides.data(), offset, format, &storage, 1,
+      memory.address));
   return views_.back();
 }
 
@@ -252,20 +284,22 @@ const aclTensor* Array::transposed() {
 aclTensor* describe(const Shape& shape, int dtype, void* data, int format) {
   const std::int64_t storage = count_of(shape);
   return call<aclTensor*, const std::int64_t*, std::uint64_t, int, const std::int64_t*, std::int64_t, int,
-              const std::int64_t*, std::uint64_t, void*>("aclCreateTensor", shape.data(), shape.size(), dtype, nullptr, 0,
-                                                         format, &storage, 1, data);
+              const std::int64_t*, std::uint64_t, void*>("aclCreateTensor", shape.data(), shape.size(), dtype,
+                                                         nullptr, 0, format, &storage, 1, data);
 }
 
 Owned<aclScalar> scalar(float value) {
   return {call<aclScalar*, void*, int>("aclCreateScalar", &value, ACL_FLOAT), "aclDestroyScalar"};
 }
 Owned<aclIntArray> ints(const Shape& values) {
-  return {call<aclIntArray*, const std::int64_t*, std::uint64_t>("aclCreateIntArray", values.data(), values.size()),
+  return {call<aclIntArray*, const std::int64_t*, std::uint64_t>("aclCreateIntArray", values.data(),
+                                                                 values.size()),
           "aclDestroyIntArray"};
 }
 Owned<aclBoolArray> bools(std::initializer_list<bool> values) {
-  return {call<aclBoolArray*, const bool*, std::uint64_t>("aclCreateBoolArray", values.begin(), values.size()),
-          "aclDestroyBoolArray"};
+  return {
+      call<aclBoolArray*, const bool*, std::uint64_t>("aclCreateBoolArray", values.begin(), values.size()),
+      "aclDestroyBoolArray"};
 }
 
 std::vector<double> numbers(std::int64_t count, std::uint64_t seed, double low, double high) {
@@ -302,26 +336,35 @@ double worst(const std::vector<double>& got, const std::vector<double>& wanted) 
   return most;
 }
 
-int rerun(const std::string& filter, const std::vector<std::pair<std::string, std::string>>& more) {
+int start(const std::string& filter, const std::vector<std::pair<std::string, std::string>>& more) {
   std::vector<std::string> kept;
   for (char** entry = environ; *entry; ++entry) {
     bool replaced = false;
-    for (const auto& [name, value] : more) replaced = replaced || std::string(*entry).rfind(name + "=", 0) == 0;
+    for (const auto& [name, value] : more)
+      replaced = replaced || std::string(*entry).rfind(name + "=", 0) == 0;
     if (!replaced) kept.push_back(*entry);
   }
   for (const auto& [name, value] : more) kept.push_back(name + "=" + value);
   std::vector<char*> environment;
   for (std::string& entry : kept) environment.push_back(entry.data());
   environment.push_back(nullptr);
-  std::string program = "/proc/self/exe", argument = filter;
+  std::string program = "ascend_double_tests", argument = filter;
   char* arguments[] = {program.data(), argument.data(), nullptr};
   pid_t child = 0;
   char path[4096] = {};
   CHECK(readlink("/proc/self/exe", path, sizeof path - 1) > 0);
   CHECK_EQ(posix_spawn(&child, path, nullptr, nullptr, arguments, environment.data()), 0);
+  return child;
+}
+
+int finish(int process) {
   int status = 0;
-  CHECK_EQ(waitpid(child, &status, 0), child);
+  CHECK_EQ(waitpid(process, &status, 0), process);
   return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+int rerun(const std::string& filter, const std::vector<std::pair<std::string, std::string>>& environment) {
+  return finish(start(filter, environment));
 }
 
 }  // namespace double_test

@@ -1,4 +1,5 @@
-// The libraries of one layout, opened as a plugin would: by name, every function looked up where it should be.
+// The libraries of one layout, opened as a plugin would: by name, every function looked up where it should
+// be.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -45,7 +46,8 @@ class With {
   const char* name_;
 };
 
-/// Device 0, one stream, both determinism options off, no faults, no violations; gives everything back at its end.
+/// Device 0, one stream, both determinism options off, no faults, no violations; gives everything back at its
+/// end.
 class Session {
  public:
   Session();
@@ -118,8 +120,8 @@ Owned<aclBoolArray> bools(std::initializer_list<bool> values);
 /// Phase 1.
 template <class... Args>
 int size_of(const std::string& op, std::uint64_t* workspace, aclOpExecutor** executor, Args... args) {
-  return call<int, Args..., std::uint64_t*, aclOpExecutor**>(("aclnn" + op + "GetWorkspaceSize").c_str(), args...,
-                                                              workspace, executor);
+  return call<int, Args..., std::uint64_t*, aclOpExecutor**>(("aclnn" + op + "GetWorkspaceSize").c_str(),
+                                                             args..., workspace, executor);
 }
 inline int launch(const std::string& op, void* workspace, std::uint64_t size, aclOpExecutor* executor,
                   aclrtStream stream) {
@@ -160,7 +162,10 @@ std::vector<double> rounded(std::vector<double> values, int dtype);
 /// Largest |got - wanted| / max(1, |wanted|).
 double worst(const std::vector<double>& got, const std::vector<double>& wanted);
 
-/// Runs this program again for the tests whose names contain `filter`, with more environment; its exit status.
+/// Runs this program again for the tests whose names contain `filter`, with more environment.
+int start(const std::string& filter, const std::vector<std::pair<std::string, std::string>>& environment);
+/// Waits for a process; its exit status.
+int finish(int process);
 int rerun(const std::string& filter, const std::vector<std::pair<std::string, std::string>>& environment);
 
 }  // namespace double_test
