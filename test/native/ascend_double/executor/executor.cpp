@@ -72,8 +72,8 @@ aclOpExecutor& executor_of(aclOpExecutor* handle) {
 
 }  // namespace
 
-static aclnnStatus made_plan(const char* name, const std::function<void(Plan&)>& body, std::uint64_t* workspace,
-                    aclOpExecutor** out) {
+static aclnnStatus made_plan(const char* name, const std::function<void(Plan&)>& body,
+                             std::uint64_t* workspace, aclOpExecutor** out) {
   if (!workspace || !out) refuse(ACLNN_ERR_PARAM_NULLPTR, "workspaceSize or executor is NULL");
   if (setting("STRICT_ENV", std::int64_t{0}) && !std::getenv("ASCEND_OPP_PATH"))
     refuse(ACLNN_ERR_INNER_OPP_PATH_NOT_FOUND, "ASCEND_OPP_PATH is not set");
@@ -93,7 +93,7 @@ static aclnnStatus made_plan(const char* name, const std::function<void(Plan&)>&
 }
 
 static aclnnStatus launched(const char* name, void* workspace, std::uint64_t size, aclOpExecutor* handle,
-                      aclrtStream stream_handle) {
+                            aclrtStream stream_handle) {
   aclOpExecutor& executor = executor_of(handle);
   if (executor.name != name) {
     violation("%s was run with an executor of %s", name, executor.name.c_str());

@@ -30,7 +30,8 @@ std::int64_t batch_offset(const Operand& operand, const Dims& batch, std::int64_
   return offset;
 }
 
-/// The matrices of an operand in memory, read the way they lie: gathering a transposed view along its rows is slow.
+/// The matrices of an operand in memory, read the way they lie: gathering a transposed view along its rows is
+/// slow.
 struct Matrices {
   Dense<float> values;
   std::int64_t row, column;
@@ -58,7 +59,8 @@ void multiply(const Launch& launch, const Product& p) {
   const KOrder order{k_shift(), p.deterministic ? 0 : launch.chance | 1};
   for (std::int64_t at = 0; at < count_of(batch); ++at)
     gemm(m, n, k, {left.at(batch_offset(p.a, batch, at)), left.row, left.column},
-         {right.at(batch_offset(p.b, batch, at)), right.row, right.column}, c.data() + at * m * n, false, order);
+         {right.at(batch_offset(p.b, batch, at)), right.row, right.column}, c.data() + at * m * n, false,
+         order);
   if (p.added) {
     const Dense<float> more = load_broadcast<float>(launch, p.added, p.out.shape);
     for (std::int64_t i = 0; i < c.count(); ++i) c[i] = p.alpha * c[i] + p.beta * more[i];
