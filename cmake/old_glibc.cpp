@@ -36,6 +36,11 @@
 #define USE_OLDEST(name) USE_VERSION(name, OLDEST)
 
 #if __GLIBC_PREREQ(2, 34)  // libpthread and libdl moved into libc
+#if defined(__x86_64__)
+USE_VERSION("dlinfo", "GLIBC_2.3.3");
+#else
+USE_OLDEST("dlinfo");
+#endif
 USE_OLDEST("pthread_create");
 USE_OLDEST("pthread_detach");
 USE_OLDEST("pthread_join");

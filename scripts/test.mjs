@@ -31,6 +31,7 @@ const add = (name, counts) => {
 const program = inRoot("build", "danceflux_tests");
 if (filters.length === 0 && !shipped) {
   add("c++", await runCounted(program, []));
+  add("ascend double", await runCounted(inRoot("build", "ascend_double_tests"), []));
   for (const layout of ["8.1", "9.0"]) {
     const env = { ...process.env, ...ascendDouble(layout), DANCEFLUX_TEST_BACKEND: "ascend" };
     add(`c++, Ascend double as CANN ${layout}`, await runCounted(program, ASCEND_TESTS, { env }));

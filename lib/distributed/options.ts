@@ -53,7 +53,7 @@ export interface HcclOptions {
   intraNodeRoce?: boolean;
   /**
    * A file that tells all ranks and their device addresses (JSON, see CANN's documentation); with it ranks do not meet through rank 0.
-   * Environment: `RANK_TABLE_FILE`, default none.
+   * Environment: `RANK_TABLE_FILE`, default nothing.
    */
   rankTable?: string;
   rdma?: HcclRdmaOptions;
@@ -196,7 +196,7 @@ const HCCL: readonly OptionRow[] = [
   row("whitelistDisable", "HCCL_WHITELIST_DISABLE", "variable", "", "true", SWITCH),
   row("intraNodePcie", "HCCL_INTRA_PCIE_ENABLE", "variable", "", "true", SWITCH),
   row("intraNodeRoce", "HCCL_INTRA_ROCE_ENABLE", "variable", "", "false", SWITCH),
-  row("rankTable", "RANK_TABLE_FILE", "field", "", "none", PATH),
+  row("rankTable", "RANK_TABLE_FILE", "field", "", "nothing", PATH),
   row("rdma.trafficClass", "HCCL_RDMA_TC", "field", "", "132", whole(0, 252, 4)),
   row("rdma.serviceLevel", "HCCL_RDMA_SL", "field", "", "4", whole(0, 7)),
   row("rdma.timeout", "HCCL_RDMA_TIMEOUT", "variable", "4.096 us * 2^t", "20", whole(5, 20)),

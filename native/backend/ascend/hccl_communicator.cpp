@@ -304,7 +304,8 @@ void HcclCommunicator::serve() {
       retire(lock);
       pause = kSoon;
     } else {
-      changed_.wait_for(lock, pause);
+      // By the system's clock: an old glibc knows no other, and a wait that is too long or short is harmless.
+      changed_.wait_until(lock, std::chrono::system_clock::now() + pause);
       pause = std::min<std::chrono::microseconds>(pause * 2, kLater);
     }
   }

@@ -252,15 +252,6 @@ void Npu::synchronize(const char* op) {
              std::string(op) + ": aclrtSynchronizeStream: work on ascend:" + std::to_string(index_));
 }
 
-void Npu::await(const DeviceEvent& event, const char* op) {
-  bind();
-  if (!collectives_under_way()) {
-    return check(acl().aclrtSynchronizeEvent(event.raw()),
-                 (std::string(op) + ": aclrtSynchronizeEvent").c_str());
-  }
-  poll([&] { return event.complete(); });
-}
-
 // ---- uploads ---------------------------------------------------------------------------------------------
 
 /// A block that no copy reads any more.
@@ -287,7 +278,11 @@ Npu::Staging& Npu::staging(std::size_t bytes) {
     staging_.push_back(block);
     return staging_.back();
   }
-  check(acl().aclrtSynchronizeEvent(first->busy), "upload: aclrtSynchronizeEvent");
+  poll([&] {
+    AclEventStatus status = kEventNotReady;
+    check(acl().aclrtQueryEventStatus(first->busy, &status), "upload: aclrtQueryEventStatus");
+    return status == kEventComplete;
+  });
   return *first;
 }
 

@@ -81,8 +81,6 @@ class Npu : public std::enable_shared_from_this<Npu> {
   /// The host waits for all that the stream holds. Where collectives are under way it looks at them meanwhile
   /// and throws their failure; it throws ERR_ABORTED when the job of this thread is stopped.
   void synchronize(const char* op);
-  /// The host waits for one event, in the same way.
-  void await(const DeviceEvent& event, const char* op);
 
   /// To device memory, in the stream's order; `host` may be reused when it returns.
   void upload(void* device, const void* host, std::size_t bytes);

@@ -73,7 +73,7 @@ describe("the tarball", () => {
   it("holds what runs, what builds, and nothing else", () => {
     const expected = [
       /^dist\/.+\.(js|d\.ts)$/,
-      /^prebuilds\/linux-(x64|arm64)\/(danceflux\.napi\.glibc\.node|libdanceflux_core\.so)$/,
+      /^prebuilds\/linux-(x64|arm64)\/(danceflux\.napi\.glibc\.node|danceflux_ascend\.so|libdanceflux_core\.so)$/,
       /^native\/.+\.(h|cpp|txt)$/,
       /^cmake\/.+\.(cmake|cpp|map)$/,
       /^models\/.+\.(json|txt|safetensors|model|mjs|md)$/,
@@ -93,6 +93,7 @@ describe("the tarball", () => {
     expect(files.filter((path) => path.startsWith("prebuilds/")).sort()).toEqual(
       ["arm64", "x64"].flatMap((arch) => [
         `prebuilds/linux-${arch}/danceflux.napi.glibc.node`,
+        `prebuilds/linux-${arch}/danceflux_ascend.so`,
         `prebuilds/linux-${arch}/libdanceflux_core.so`,
       ]),
     );

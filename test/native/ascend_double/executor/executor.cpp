@@ -72,8 +72,8 @@ aclOpExecutor& executor_of(aclOpExecutor* handle) {
 
 }  // namespace
 
-aclnnStatus plan_op(const char* name, const std::function<void(Plan&)>& body, std::uint64_t* workspace,
-                    aclOpExecutor** out) {
+static aclnnStatus made_plan(const char* name, const std::function<void(Plan&)>& body,
+                             std::uint64_t* workspace, aclOpExecutor** out) {
   if (!workspace || !out) refuse(ACLNN_ERR_PARAM_NULLPTR, "workspaceSize or executor is NULL");
   if (setting("STRICT_ENV", std::int64_t{0}) && !std::getenv("ASCEND_OPP_PATH"))
     refuse(ACLNN_ERR_INNER_OPP_PATH_NOT_FOUND, "ASCEND_OPP_PATH is not set");
@@ -92,8 +92,8 @@ aclnnStatus plan_op(const char* name, const std::function<void(Plan&)>& body, st
   return ACL_SUCCESS;
 }
 
-aclnnStatus launch_op(const char* name, void* workspace, std::uint64_t size, aclOpExecutor* handle,
-                      aclrtStream stream_handle) {
+static aclnnStatus launched(const char* name, void* workspace, std::uint64_t size, aclOpExecutor* handle,
+                            aclrtStream stream_handle) {
   aclOpExecutor& executor = executor_of(handle);
   if (executor.name != name) {
     violation("%s was run with an executor of %s", name, executor.name.c_str());
@@ -120,6 +120,27 @@ aclnnStatus launch_op(const char* name, void* workspace, std::uint64_t size, acl
   else
     consume(executor);
   return ACL_SUCCESS;
+}
+
+// aclnn has a code of its own for what the runtime refuses (no context, a stream of another one).
+template <class Body>
+static aclnnStatus translated(Body&& body) {
+  try {
+    return body();
+  } catch (const Refusal& refusal) {
+    if (refusal.code < 107000 || refusal.code > 107999) throw;
+    refuse(ACLNN_ERR_RUNTIME_ERROR, "%d: %s", refusal.code, refusal.text.c_str());
+  }
+}
+
+aclnnStatus plan_op(const char* name, const std::function<void(Plan&)>& body, std::uint64_t* workspace,
+                    aclOpExecutor** executor) {
+  return translated([&] { return made_plan(name, body, workspace, executor); });
+}
+
+aclnnStatus launch_op(const char* name, void* workspace, std::uint64_t size, aclOpExecutor* executor,
+                      aclrtStream stream) {
+  return translated([&] { return launched(name, workspace, size, executor, stream); });
 }
 
 ENTRY(base, aclSetAclOpExecutorRepeatable, aclOpExecutor* handle) {

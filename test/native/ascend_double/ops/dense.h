@@ -37,7 +37,7 @@ void with_type(aclDataType dtype, Visit&& visit) {
     case ACL_UINT8:
       return visit(std::uint8_t{});
     case ACL_BOOL:
-      return visit(bool{});
+      return visit(Truth{});
     default:
       refuse(ACLNN_ERR_INNER_FIND_KERNEL, "no kernel for %s", name_of(dtype));
   }
@@ -51,8 +51,6 @@ To convert(From value) {
     return convert<To>(static_cast<float>(value));
   else if constexpr (std::is_class_v<To>)
     return To(static_cast<float>(value));
-  else if constexpr (std::is_same_v<To, bool>)
-    return value != From{};
   else if constexpr (std::is_integral_v<To> && std::is_floating_point_v<From>) {
     if (value != value) return 0;
     if (value <= static_cast<From>(std::numeric_limits<To>::min())) return std::numeric_limits<To>::min();
@@ -159,8 +157,8 @@ float rounded(float value, aclDataType dtype);
 /// numpy's broadcast of several shapes; refuses with 161002.
 Dims broadcast(Plan& plan, const std::vector<Operand>& operands);
 
-/// Pairwise f32 sum in a fixed order. `start` rotates the order: for reductions that nobody asked to be
-/// deterministic.
+/// Pairwise f32 sum in a fixed order; with a `start` one after the other from there on, for reductions that
+/// nobody asked to be deterministic.
 float sum(const float* values, std::int64_t count, std::int64_t start = 0);
 
 }  // namespace ascend_double

@@ -54,4 +54,12 @@ struct Half {
   }
 };
 
+/// A BOOL in memory, which may hold any byte.
+struct Truth {
+  std::uint8_t byte = 0;
+  Truth() = default;
+  explicit Truth(float value) : byte(value != 0) {}
+  explicit operator float() const { return byte != 0; }
+};
+
 }  // namespace ascend_double

@@ -30,16 +30,37 @@ std::int64_t batch_offset(const Operand& operand, const Dims& batch, std::int64_
   return offset;
 }
 
+/// The matrices of an operand in memory, read the way they lie: gathering a transposed view along its rows is
+/// slow.
+struct Matrices {
+  Dense<float> values;
+  std::int64_t row, column;
+  const float* at(std::int64_t offset) const { return values.data() + offset; }
+};
+
+Matrices matrices(const Launch& launch, const Operand& operand, Precision precision) {
+  const std::size_t last = operand.shape.size() - 1;
+  const bool lies_transposed = operand.strides[last] != 1 && operand.strides[last - 1] == 1;
+  Operand view = operand;
+  if (lies_transposed) {
+    std::swap(view.shape[last], view.shape[last - 1]);
+    std::swap(view.strides[last], view.strides[last - 1]);
+  }
+  Dense<float> values = narrowed(load<float>(launch, view), precision);
+  const std::int64_t step = view.shape[last];
+  return {std::move(values), lies_transposed ? 1 : step, lies_transposed ? step : 1};
+}
+
 void multiply(const Launch& launch, const Product& p) {
   const std::int64_t m = p.out.size(-2), n = p.out.size(-1), k = p.a.size(-1);
   const Dims batch(p.out.shape.begin(), p.out.shape.end() - 2);
-  Dense<float> a = load<float>(launch, p.a), b = load<float>(launch, p.b);
-  const Dense<float> left = narrowed(std::move(a), p.precision), right = narrowed(std::move(b), p.precision);
+  const Matrices left = matrices(launch, p.a, p.precision), right = matrices(launch, p.b, p.precision);
   Dense<float> c(p.out.count());
   const KOrder order{k_shift(), p.deterministic ? 0 : launch.chance | 1};
   for (std::int64_t at = 0; at < count_of(batch); ++at)
-    gemm(m, n, k, {left.data() + batch_offset(p.a, batch, at), k, 1},
-         {right.data() + batch_offset(p.b, batch, at), n, 1}, c.data() + at * m * n, false, order);
+    gemm(m, n, k, {left.at(batch_offset(p.a, batch, at)), left.row, left.column},
+         {right.at(batch_offset(p.b, batch, at)), right.row, right.column}, c.data() + at * m * n, false,
+         order);
   if (p.added) {
     const Dense<float> more = load_broadcast<float>(launch, p.added, p.out.shape);
     for (std::int64_t i = 0; i < c.count(); ++i) c[i] = p.alpha * c[i] + p.beta * more[i];

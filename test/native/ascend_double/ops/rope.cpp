@@ -32,7 +32,12 @@ void check_tables(Plan& plan, const Operand& x, const Operand& cos, const Operan
   for (int axis = 0; axis < 3; ++axis)
     plan.require(cos.size(axis) == 1 || cos.size(axis) == x.size(axis), "cos %s does not broadcast to %s",
                  text_of(cos.shape).c_str(), text_of(x.shape).c_str());
-  if (mode != interleave) return;
+  if (mode == half) {
+    for (int axis = 0; axis < 3; ++axis)
+      plan.require(cos.size(axis) != 1 || x.size(axis) < 1000,
+                   "half mode broadcasts over less than 1000, got %s", text_of(x.shape).c_str());
+    return;
+  }
   // [1,1,S,D] for BNSD, [1,S,1,D] for BSND, [S,1,1,D] for SBND
   int positions = 0;
   std::int64_t others = 1;

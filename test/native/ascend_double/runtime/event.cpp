@@ -194,9 +194,10 @@ ENTRY(acl, aclrtQueryEventStatus, aclrtEvent handle, int* status) {
   Event& event = event_of(handle);
   const std::shared_ptr<Recording> recording = last_recording(event);
   *status = recording ? recording->done.load() : event.ex;
-  if (recording && !recording->done && streams().alive(recording->stream))
-    recording->stream->kick(recording->number);
-  return ACL_SUCCESS;
+  if (!recording || recording->done || !streams().alive(recording->stream)) return ACL_SUCCESS;
+  recording->stream->kick(recording->number);
+  // An event behind a failure may never be reached: who polls must be told.
+  return finished(*recording->stream);
 }
 
 // 0 complete, 1 not ready: the other way round.

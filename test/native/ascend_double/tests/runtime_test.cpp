@@ -118,6 +118,9 @@ TEST("a thread without a device answers 107002") {
     code = call("aclrtMalloc", &address, std::size_t{64}, 0);
   }).join();
   CHECK_EQ(code, 107002);
+  Array x({4}, {1, 2, 3, 4}), y({4});
+  std::thread([&] { code = refusal("Exp", in(x), out(y)); }).join();
+  CHECK_EQ(code, 361001);
   void* context = nullptr;
   OK(call("aclrtGetCurrentContext", &context));
   std::thread([&] {
@@ -232,7 +235,7 @@ TEST("events: kinds, states, and streams that wait for each other") {
   CHECK(has(violations(), "aclrtResetEvent"));
   void* second = nullptr;
   OK(call("aclrtCreateStream", &second));
-  Array x({1}, {1});
+  Array x({1}, std::vector<double>{1});
   OK(call("aclrtMemsetAsync", x.memory.address, std::size_t{4}, std::int32_t{0}, std::size_t{4},
           session.stream));
   OK(call("aclrtRecordEvent", ex, session.stream));
@@ -255,7 +258,7 @@ TEST("events: kinds, states, and streams that wait for each other") {
 TEST("a synchronisation with a limit answers 507046") {
   Session session;
   With delay("DELAY_US", "400000");
-  Array x({1}, {1});
+  Array x({1}, std::vector<double>{1});
   int code = 0;
   for (int i = 0; i < 8; ++i)
     OK(call("aclrtMemsetAsync", x.memory.address, std::size_t{4}, std::int32_t{0}, std::size_t{4},
@@ -285,7 +288,7 @@ TEST("a device fault comes with the synchronisation, and stops what is behind it
   for (const std::uint64_t mode : {0, 1}) {
     Session session;
     OK(call("aclrtSetStreamFailureMode", session.stream, mode));
-    Array x({1}, {1}), y({1}, {9});
+    Array x({1}, std::vector<double>{1}), y({1}, std::vector<double>{9});
     call<void>("ascend_double_set_fault", "aclnnExp", std::uint64_t{1}, 507015);
     std::uint64_t size = 0;
     aclOpExecutor* executor = nullptr;

@@ -336,7 +336,7 @@ double worst(const std::vector<double>& got, const std::vector<double>& wanted) 
   return most;
 }
 
-int rerun(const std::string& filter, const std::vector<std::pair<std::string, std::string>>& more) {
+int start(const std::string& filter, const std::vector<std::pair<std::string, std::string>>& more) {
   std::vector<std::string> kept;
   for (char** entry = environ; *entry; ++entry) {
     bool replaced = false;
@@ -348,15 +348,23 @@ int rerun(const std::string& filter, const std::vector<std::pair<std::string, st
   std::vector<char*> environment;
   for (std::string& entry : kept) environment.push_back(entry.data());
   environment.push_back(nullptr);
-  std::string program = "/proc/self/exe", argument = filter;
+  std::string program = "ascend_double_tests", argument = filter;
   char* arguments[] = {program.data(), argument.data(), nullptr};
   pid_t child = 0;
   char path[4096] = {};
   CHECK(readlink("/proc/self/exe", path, sizeof path - 1) > 0);
   CHECK_EQ(posix_spawn(&child, path, nullptr, nullptr, arguments, environment.data()), 0);
+  return child;
+}
+
+int finish(int process) {
   int status = 0;
-  CHECK_EQ(waitpid(child, &status, 0), child);
+  CHECK_EQ(waitpid(process, &status, 0), process);
   return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+int rerun(const std::string& filter, const std::vector<std::pair<std::string, std::string>>& environment) {
+  return finish(start(filter, environment));
 }
 
 }  // namespace double_test

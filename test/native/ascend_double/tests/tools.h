@@ -162,8 +162,10 @@ std::vector<double> rounded(std::vector<double> values, int dtype);
 /// Largest |got - wanted| / max(1, |wanted|).
 double worst(const std::vector<double>& got, const std::vector<double>& wanted);
 
-/// Runs this program again for the tests whose names contain `filter`, with more environment; its exit
-/// status.
+/// Runs this program again for the tests whose names contain `filter`, with more environment.
+int start(const std::string& filter, const std::vector<std::pair<std::string, std::string>>& environment);
+/// Waits for a process; its exit status.
+int finish(int process);
 int rerun(const std::string& filter, const std::vector<std::pair<std::string, std::string>>& environment);
 
 }  // namespace double_test
