@@ -21,10 +21,18 @@ target_include_directories(danceflux_test_support PRIVATE ${native_tests} ${PROJ
 target_compile_definitions(danceflux_test_support PRIVATE DANCEFLUX_FIXTURES="${PROJECT_SOURCE_DIR}/test/fixtures")
 danceflux_compile(danceflux_test_support)
 
-include(cmake/cuda_emulation.cmake)
+option(DANCEFLUX_CUDA_EMULATION "Run the CUDA backend's sources in the tests, on an emulated device" ON)
+if(DANCEFLUX_CUDA_EMULATION)
+  include(cmake/cuda_emulation.cmake)
+else()
+  list(FILTER test_sources EXCLUDE REGEX "/cuda_[a-z_]*test\\.cpp$")
+endif()
 add_executable(danceflux_tests ${native_tests}/main.cpp ${test_sources} $<TARGET_OBJECTS:danceflux_test_support>
-  $<TARGET_OBJECTS:danceflux_ascend_host> $<TARGET_OBJECTS:danceflux_cuda_emulated>)
-add_dependencies(danceflux_tests danceflux_fake_cublaslt danceflux_fake_nccl danceflux_fake_cudnn)
+  $<TARGET_OBJECTS:danceflux_ascend_host>)
+if(DANCEFLUX_CUDA_EMULATION)
+  target_sources(danceflux_tests PRIVATE $<TARGET_OBJECTS:danceflux_cuda_emulated>)
+  add_dependencies(danceflux_tests danceflux_fake_cublaslt danceflux_fake_nccl danceflux_fake_cudnn)
+endif()
 target_compile_definitions(danceflux_tests PRIVATE
   DANCEFLUX_FIXTURES="${PROJECT_SOURCE_DIR}/test/fixtures" DANCEFLUX_TEST_PLUGINS="${PROJECT_BINARY_DIR}/test-plugins")
 danceflux_add_program(danceflux_tests)
