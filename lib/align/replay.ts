@@ -278,6 +278,7 @@ export async function replayDump(given: TrainConfig, a: Dump, options: ReplayOpt
   const { config, device, pipeline } = open;
   using loaded = await loadRewards(config.rewards, { device, vocabularies: [config.model.path] });
   using policy = await Policy.create(pipeline, config, new Team());
+  await policy.prepare();
   const steps = iterationsOf(a);
   const level = options.level ?? a.header.level;
   const header = await headerOf({ level, summary: "full", seed: config.seed, device, pipeline, config });
