@@ -2,6 +2,7 @@
  * What happens before the first iteration: the run's folder and its checkpoints, the prompts and their embeddings, the policy. In this order,
  * because text encoders and the optimizer's state are both large: the encoders are freed before the optimizer takes its memory.
  */
+import { appendFile } from "node:fs/promises";
 import { join } from "node:path";
 import { samplePlan } from "../sample/sampler.js";
 import { restoreNewest, type TrainerState } from "./checkpoint.js";
@@ -82,9 +83,12 @@ export async function openTraining(
   samplePlan(pipeline, { ...config.sampling, ...timesteps(parts), window: undefined }); // tells sizes that do not fit
   const share = shareOf(config, team);
   const run = await openRun(config, team);
+  const { folder } = config.output;
+  const path = join(folder, "metrics.jsonl");
   let policy: Policy | undefined;
   let given = false;
   try {
+    if (team.isFirst) await appendFile(path, ""); // a run that is stopped while it encodes has results to look at too
     policy = await Policy.create(pipeline, config, team);
     const embeddings = new EmbeddingStore(pipeline, config.embeddingCache);
     const encoding = { run, share, embeddings, prompts, evaluationPrompts };
@@ -93,11 +97,9 @@ export async function openTraining(
     const encodeSeconds = (performance.now() - started) / 1000;
     pipeline.freeTextEncoders();
     await policy.prepare();
-    const { folder } = config.output;
     const { onWarning } = options;
     const restored = await restoreNewest(folder, run.checkpoints, policy.optimizer, { team, onWarning });
     const state = restored ?? startState(configHash(config));
-    const path = join(folder, "metrics.jsonl");
     const metrics = team.isFirst ? await MetricsFile.open(path, state.metricsBytes) : undefined;
     given = true;
     const { lock } = run;
