@@ -50,4 +50,7 @@ foreach(main ${bench_mains})
 endforeach()
 
 add_subdirectory(${native_tests}/plugins ${PROJECT_BINARY_DIR}/test-plugins-build)
-include(cmake/ascend_double.cmake)
+option(DANCEFLUX_ASCEND_DOUBLE "Build the double of CANN that the Ascend plugin is tested against" ON)
+if(DANCEFLUX_ASCEND_DOUBLE)
+  include(cmake/ascend_double.cmake)
+endif()
