@@ -25,8 +25,6 @@ export interface MeasureOptions {
   collectives: readonly CollectiveName[];
   /** Each is rounded up to a multiple of 4 bytes times ranks. */
   sizes: readonly number[];
-  /** Aborts what is under way. */
-  signal?: AbortSignal;
 }
 
 /** Share of the bytes that a rank must at least send, as nccl-tests counts it (doc/PERFORMANCE.md there). */
@@ -147,7 +145,7 @@ async function measureOne(
 export async function* measureCollectives(
   device: NativeDevice,
   group: Group,
-  { collectives, sizes, signal }: MeasureOptions,
+  { collectives, sizes }: MeasureOptions,
 ): AsyncGenerator<CollectiveTiming> {
   const { communicator, size } = group;
   if (!communicator) {
@@ -158,7 +156,6 @@ export async function* measureCollectives(
   const unit = 4 * size;
   for (const collective of collectives) {
     for (const wanted of sizes) {
-      signal?.throwIfAborted();
       yield await measureOne(device, group, communicator, collective, Math.ceil(wanted / unit) * unit);
     }
   }

@@ -80,11 +80,11 @@ export class EmbeddingStore {
     return join(this.#folder!, `${key.digest("hex").slice(0, 32)}.embedding`);
   }
 
-  /** Computes what is not there yet. */
+  /** Computes what is not there yet. `onProgress` is told after each prompt, and ends the work by answering false. */
   async prepare(
     prompts: string[],
     signal?: AbortSignal,
-    onProgress?: (done: number, all: number) => void,
+    onProgress?: (done: number, all: number) => unknown,
   ): Promise<void> {
     if (this.#folder) await mkdir(this.#folder, { recursive: true });
     const distinct = [...new Set(prompts)];
@@ -93,7 +93,7 @@ export class EmbeddingStore {
         const [embedding] = await this.#pipeline.encodePrompts([prompt], signal);
         await this.#keep(prompt, embedding!, signal);
       }
-      onProgress?.(i + 1, distinct.length);
+      if (onProgress?.(i + 1, distinct.length) === false) return;
     }
   }
 

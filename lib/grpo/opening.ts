@@ -143,12 +143,13 @@ async function encodePrompts(
     await recorder.end();
   }
   const iteration = (run.checkpoints.at(-1)?.iteration ?? 0) + 1;
-  const distinct = [...new Set(wanted)];
-  for (const [i, prompt] of distinct.entries()) {
-    if (stop?.aborted) break;
-    await embeddings.prepare([prompt], team.signal(signal));
-    onProgress?.({ stage: "encode", iteration, done: i + 1, all: distinct.length });
+  const goesOn = () => stop?.aborted !== true;
+  if (goesOn()) {
+    await embeddings.prepare(wanted, team.signal(signal), (done, all) => {
+      onProgress?.({ stage: "encode", iteration, done, all });
+      return goesOn();
+    });
   }
-  const asked = await team.gather("prompts encoded", stop?.aborted === true);
+  const asked = await team.gather("prompts encoded", !goesOn());
   return !asked.includes(true);
 }
