@@ -3,7 +3,12 @@
  * is kept in checkpoints.
  */
 import type { Picture } from "../image/index.js";
-import { checkMeasures, measurePicture, type PictureMeasures } from "../image/picture_check.js";
+import {
+  checkMeasures,
+  combineMeasures,
+  measurePicture,
+  type PictureMeasures,
+} from "../image/picture_check.js";
 
 /** Means over an iteration's pictures; see `pictureCheck`. */
 export interface PictureReport {
@@ -24,19 +29,6 @@ export interface SeenPictures {
 /** Multiples of this are summed without rounding, so that it makes no difference which rank had which picture. */
 const GRAIN = 2 ** -30;
 const grained = (value: number): number => Math.round(value / GRAIN) * GRAIN;
-
-type Measured = readonly PictureMeasures[];
-
-function combined(all: Measured, how: (values: number[]) => number): PictureMeasures {
-  const each = (pick: (measures: PictureMeasures) => number) => how(all.map(pick));
-  return {
-    seams: each(({ seams }) => seams),
-    grid: each(({ grid }) => grid),
-    dead: each(({ dead }) => dead),
-    saturated: each(({ saturated }) => saturated),
-    histogram: all[0]!.histogram.map((_, i) => each(({ histogram }) => histogram[i] ?? 0)),
-  };
-}
 
 const sum = (values: number[]): number => values.reduce((total, value) => total + value, 0);
 
@@ -67,14 +59,14 @@ export class PictureWatch {
     const all = this.#measured;
     this.#measured = [];
     if (all.length === 0) return undefined;
-    return { count: all.length, sums: combined(all, (values) => sum(values.map(grained))) };
+    return { count: all.length, sums: combineMeasures(all, (values) => sum(values.map(grained))) };
   }
 
   /** What the pictures of all ranks were like. */
   report(parts: readonly SeenPictures[]): PictureReport | undefined {
     const count = sum(parts.map((part) => part.count));
     if (count === 0) return undefined;
-    const mean = combined(
+    const mean = combineMeasures(
       parts.map(({ sums }) => sums),
       (values) => sum(values) / count,
     );

@@ -134,18 +134,27 @@ export function measurePicture(picture: Picture, patch: number): PictureMeasures
   };
 }
 
-/** The mean of some pictures' measures: a reference for others. */
-export function meanMeasures(all: readonly PictureMeasures[]): PictureMeasures {
-  const mean = (pick: (each: PictureMeasures) => number) =>
-    all.reduce((sum, each) => sum + pick(each), 0) / Math.max(1, all.length);
+/** Some pictures' measures made into one, measure by measure. */
+export function combineMeasures(
+  all: readonly PictureMeasures[],
+  how: (values: number[]) => number,
+): PictureMeasures {
+  const each = (pick: (measures: PictureMeasures) => number) => how(all.map(pick));
   return {
-    seams: mean((each) => each.seams),
-    grid: mean((each) => each.grid),
-    dead: mean((each) => each.dead),
-    saturated: mean((each) => each.saturated),
-    histogram: Array.from({ length: 3 * LEVELS }, (_, i) => mean((each) => each.histogram[i] ?? 0)),
+    seams: each(({ seams }) => seams),
+    grid: each(({ grid }) => grid),
+    dead: each(({ dead }) => dead),
+    saturated: each(({ saturated }) => saturated),
+    histogram: Array.from({ length: 3 * LEVELS }, (_, i) => each(({ histogram }) => histogram[i] ?? 0)),
   };
 }
+
+/** The mean of some pictures' measures: a reference for others. */
+export const meanMeasures = (all: readonly PictureMeasures[]): PictureMeasures =>
+  combineMeasures(
+    all,
+    (values) => values.reduce((total, value) => total + value, 0) / Math.max(1, all.length),
+  );
 
 /** For what is read from a file. */
 export function isPictureMeasures(value: unknown): value is PictureMeasures {
