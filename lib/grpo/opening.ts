@@ -88,8 +88,9 @@ export async function openTraining(
   let policy: Policy | undefined;
   let given = false;
   try {
-    if (team.isFirst) await appendFile(path, ""); // a run that is stopped while it encodes has results to look at too
     policy = await Policy.create(pipeline, config, team);
+    // Once nothing is refused any more: a run that is stopped while it encodes has results to look at too.
+    if (team.isFirst) await appendFile(path, "");
     const embeddings = new EmbeddingStore(pipeline, config.embeddingCache);
     const encoding = { run, share, embeddings, prompts, evaluationPrompts };
     const started = performance.now();
