@@ -398,6 +398,10 @@ export interface NativeCommunicator extends Disposable {
   barrier(): NativeJob<void>;
   /** What is under way and what comes later rejects with `ERR_COMMUNICATION` and this reason. */
   abort(reason: string): void;
+  /** Calls that this rank has come to; stays 0 with engines that see for themselves who is missing. */
+  readonly reached: number;
+  /** What the rendezvous heard: `ranks` had come to `least` calls, all others to more. Named when a wait is in vain. */
+  heard(least: number, ranks: number[]): void;
   dispose(): void;
 }
 

@@ -113,6 +113,7 @@ class ManyGroup implements Group {
     this.#timeoutSeconds = more.timeoutSeconds;
     process.on("uncaughtExceptionMonitor", this.#uncaught);
     const { communicator } = more;
+    if (communicator) this.#shareProgress(communicator);
     const stop = () => communicator?.abort((this.failed.reason as DanceError).message);
     if (this.failed.aborted) stop();
     else this.failed.addEventListener("abort", stop, { once: true });
@@ -122,6 +123,13 @@ class ManyGroup implements Group {
   readonly #uncaught = (error: unknown): void => {
     this.abort(error instanceof Error ? `${error.name}: ${error.message}` : String(error));
   };
+
+  #shareProgress(communicator: NativeCommunicator): void {
+    this.#rendezvous.calls = () => (this.#closed ? 0 : communicator.reached);
+    this.#rendezvous.onBehind = (calls, ranks) => {
+      if (!this.#closed) communicator.heard(calls, ranks);
+    };
+  }
 
   get failed(): AbortSignal {
     return this.#rendezvous.failed;

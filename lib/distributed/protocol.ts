@@ -14,7 +14,7 @@ import { createHmac, randomBytes, timingSafeEqual } from "node:crypto";
 import { DanceError } from "../errors.js";
 
 /** Raised with every change of the messages. */
-export const PROTOCOL = 1;
+export const PROTOCOL = 2;
 
 /** Most ranks of a run. */
 export const MAX_RANKS = 65_536;
@@ -26,6 +26,8 @@ export const MAX_OFFER = 65_536;
 export const MAX_AHEAD = 64;
 export const MAX_NAME = 256;
 export const MAX_REASON = 2048;
+/** Ranks that are named to be behind. */
+export const MAX_BEHIND = 16;
 
 export interface Hello {
   type: "hello";
@@ -45,7 +47,8 @@ export type FromClient =
   | { type: "notice"; text: string }
   | { type: "abort"; reason: string }
   | { type: "leave" }
-  | { type: "alive" };
+  /** `calls`: collectives that this rank has come to. */
+  | { type: "alive"; calls: number };
 
 export type FromServer =
   | { type: "challenge"; protocol: number; nonce: string }
@@ -55,7 +58,8 @@ export type FromServer =
   /** The group is over: which rank began it (-1: none in particular) and why. */
   | { type: "failed"; rank: number; reason: string }
   | { type: "notice"; rank: number; text: string }
-  | { type: "alive" };
+  /** `ranks` had come to `calls` collectives when last heard of, all others to more. */
+  | { type: "alive"; calls: number; ranks: number[] };
 
 type Check = (value: unknown) => boolean;
 type Shapes = Record<string, Record<string, Check>>;
@@ -73,6 +77,8 @@ const nonce: Check = (value) => typeof value === "string" && /^[0-9a-f]{64}$/.te
 const texts: Check = (value) =>
   Array.isArray(value) && value.length <= MAX_RANKS && value.every(text(MAX_VALUE));
 const RANK = whole(-1, MAX_RANKS);
+const ranks: Check = (value) =>
+  Array.isArray(value) && value.length <= MAX_BEHIND && value.every(whole(0, MAX_RANKS));
 
 export const FROM_CLIENT: Shapes = {
   hello: {
@@ -88,7 +94,7 @@ export const FROM_CLIENT: Shapes = {
   notice: { text: text(MAX_REASON) },
   abort: { reason: text(MAX_REASON) },
   leave: {},
-  alive: {},
+  alive: { calls: whole(0, 2 ** 50) },
 };
 
 export const FROM_SERVER: Shapes = {
@@ -98,7 +104,7 @@ export const FROM_SERVER: Shapes = {
   values: { sequence: whole(0, 2 ** 50), values: texts },
   failed: { rank: RANK, reason: text(2 * MAX_REASON) },
   notice: { rank: RANK, text: text(MAX_REASON) },
-  alive: {},
+  alive: { calls: whole(0, 2 ** 50), ranks },
 };
 
 /**

@@ -64,6 +64,10 @@ export class Rendezvous {
   readonly failed: AbortSignal;
   /** Called with what another rank told all others. */
   onNotice: (rank: number, text: string) => void = () => {};
+  /** How many collectives this rank has come to; the others learn of it. */
+  calls: () => number = () => 0;
+  /** Called now and then: `ranks` had come to `calls` collectives, all others to more. */
+  onBehind: (calls: number, ranks: number[]) => void = () => {};
   readonly #controller = new AbortController();
   readonly #socket: Socket;
   readonly #noun: string;
@@ -89,7 +93,7 @@ export class Rendezvous {
     this.#timeoutSeconds = timeoutSeconds ?? 600;
     this.#heartbeat = new Heartbeat(
       silenceSeconds,
-      () => this.#send({ type: "alive" }),
+      () => this.#send({ type: "alive", calls: this.calls() }),
       () =>
         this.#over(
           `${this.#where}: not heard of for ${silenceSeconds} s: its process is stopped, or the network is cut`,
@@ -131,7 +135,8 @@ export class Rendezvous {
       waiting.resolve(message.values);
     } else if (message.type === "failed") this.#over(message.reason);
     else if (message.type === "notice") this.onNotice(message.rank, message.text);
-    else if (message.type !== "alive") this.#over(`${this.#where}: it broke the protocol (${message.type})`);
+    else if (message.type === "alive") this.onBehind(message.calls, message.ranks);
+    else this.#over(`${this.#where}: it broke the protocol (${message.type})`);
   }
 
   #settle(sequence: number): void {

@@ -1,5 +1,5 @@
 /** One run at the rendezvous: its ranks, the exchanges under way, and what ends it. Knows no sockets. */
-import { type FromServer, MAX_AHEAD } from "./protocol.js";
+import { type FromServer, MAX_AHEAD, MAX_BEHIND } from "./protocol.js";
 
 /** A rank as its run sees it. */
 export interface Member {
@@ -15,6 +15,8 @@ interface Seat {
   begun: number;
   /** Name of the last one. */
   last: string | undefined;
+  /** Collectives that it has come to. */
+  calls: number;
 }
 
 interface Exchange {
@@ -65,7 +67,7 @@ export class Room {
   }
 
   join(member: Member): void {
-    this.#seats.set(member.rank, { member, begun: 0, last: undefined });
+    this.#seats.set(member.rank, { member, begun: 0, last: undefined, calls: 0 });
   }
 
   /** Called once, when the run fails. */
@@ -180,6 +182,20 @@ export class Room {
       late[0]!,
       `exchange "${name}": expected all ${this.noun}s within ${seconds} s, got nothing of ${several(this.noun, late)}${never}`,
     );
+  }
+
+  /** A rank lives, and has come to so many collectives. */
+  alive(rank: number, calls: number): void {
+    const seat = this.#seats.get(rank);
+    if (seat) seat.calls = calls;
+  }
+
+  /** The fewest collectives that a rank has come to, and the ranks that have come no further; none are named where they are many. */
+  behind(): { calls: number; ranks: number[] } {
+    const seats = [...this.#seats];
+    const calls = seats.reduce((least, [, seat]) => Math.min(least, seat.calls), Number.MAX_SAFE_INTEGER);
+    const ranks = seats.filter(([, seat]) => seat.calls === calls).map(([rank]) => rank);
+    return { calls: seats.length > 0 ? calls : 0, ranks: ranks.length > MAX_BEHIND ? [] : ranks };
   }
 
   notice(rank: number, text: string): void {

@@ -273,7 +273,7 @@ class Connection implements Member {
     this.send({ type: "welcome", mac: proof(secret, "server", hello, this.#nonce), silenceSeconds });
     this.#heartbeat = new Heartbeat(
       silenceSeconds,
-      () => this.send({ type: "alive" }),
+      () => this.send({ type: "alive", ...room.behind() }),
       () => this.#silent(silenceSeconds),
     );
     room.join(this);
@@ -293,7 +293,8 @@ class Connection implements Member {
     else if (message.type === "leave") {
       room.leave(this.rank);
       this.end();
-    } else if (message.type !== "alive")
+    } else if (message.type === "alive") room.alive(this.rank, message.calls);
+    else
       this.#lose(`it broke the protocol (${message.type} after the welcome)`);
   }
 }

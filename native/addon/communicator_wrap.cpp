@@ -64,7 +64,8 @@ class CommunicatorWrap : public Napi::ObjectWrap<CommunicatorWrap> {
              InstanceAccessor<&W::description>("description"), InstanceMethod<&W::all_reduce>("allReduce"),
              InstanceMethod<&W::reduce_scatter>("reduceScatter"), InstanceMethod<&W::all_gather>("allGather"),
              InstanceMethod<&W::broadcast>("broadcast"), InstanceMethod<&W::barrier>("barrier"),
-             InstanceMethod<&W::abort>("abort"), InstanceMethod<&W::dispose>("dispose")}));
+             InstanceMethod<&W::abort>("abort"), InstanceMethod<&W::heard>("heard"),
+             InstanceAccessor<&W::reached>("reached"), InstanceMethod<&W::dispose>("dispose")}));
   }
 
   static Napi::Value make(Napi::Env env, const std::shared_ptr<OpenDevice>& device,
@@ -176,6 +177,25 @@ class CommunicatorWrap : public Napi::ObjectWrap<CommunicatorWrap> {
     guarded(info.Env(), [&] {
       const std::string reason = to_string(info[0], "reason");
       alive()->communicator->abort(reason);
+    });
+  }
+
+  Napi::Value reached(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&] {
+      const std::uint64_t calls = alive()->communicator->progress.reached();
+      return Napi::Number::New(info.Env(), static_cast<double>(calls));
+    });
+  }
+
+  void heard(const Napi::CallbackInfo& info) {
+    guarded(info.Env(), [&] {
+      const std::int64_t least = to_integer(info[0], "least");
+      require(least >= 0, "ERR_ARGUMENT", "least: expected 0 or more, got ", least);
+      const Napi::Array array = to_array(info[1], "ranks");
+      std::vector<int> ranks;
+      for (std::uint32_t i = 0; i < array.Length(); ++i)
+        ranks.push_back(static_cast<int>(to_integer(array.Get(i), "ranks")));
+      alive()->communicator->progress.heard(static_cast<std::uint64_t>(least), std::move(ranks));
     });
   }
 

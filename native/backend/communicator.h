@@ -17,6 +17,7 @@
 #include <string>
 
 #include "backend/backend.h"
+#include "backend/progress.h"
 
 namespace danceflux {
 
@@ -50,6 +51,9 @@ class Communicator {
   virtual Event barrier() = 0;
   /// From any thread: what is under way and what comes later fails with `reason`. Idempotent.
   virtual void abort(const std::string& reason) = 0;
+
+  /// Kept by engines that cannot tell who is missing.
+  CollectiveProgress progress;
 };
 
 struct CommunicatorOptions {

@@ -341,3 +341,16 @@ describe("the way there", () => {
     expect(await reasonOf(ranks[1]!.failed)).toContain("the connection closed");
   });
 });
+
+describe("heartbeats", () => {
+  it("tell every rank who has come to the fewest collectives", async () => {
+    const ranks = await joinAll(await serve(3, { silenceSeconds: 0.4 }), 3);
+    const told = new Promise<[number, number[]]>((done) => {
+      ranks[2]!.onBehind = (calls, behind) => {
+        if (calls === 6) done([calls, behind]);
+      };
+    });
+    for (const [rank, calls] of [7, 6, 7].entries()) ranks[rank]!.calls = () => calls;
+    expect(await told).toEqual([6, [1]]);
+  });
+});

@@ -1,5 +1,5 @@
 // One rank: exchanges round after round until something happens to it. The place comes from the environment.
-// node group-child.mjs DIST ACTION CULPRIT [ENGINE]: with an engine each round sums over all ranks on the CPU too
+// node group-child.mjs DIST ACTION CULPRIT [ENGINE]: with an engine each round sums over all ranks too, on the engine's device
 // ACTION is what rank CULPRIT does after two rounds: kill, stop, throw, reject, exit, late, config, hold, absent, killInSum; none: all end after three rounds.
 // sumOn: every rank then sums 32 MB again and again, until it fails.
 import { join } from "node:path";
@@ -46,7 +46,7 @@ async function sumOn() {
 }
 
 let group;
-const device = engine && (await load("device.js")).openDevice("cpu", { threads: 1 });
+const device = engine && (await load("device.js")).openDevice(engine === "hccl" ? "ascend" : "cpu", engine === "hccl" ? {} : { threads: 1 });
 /** Sum over all ranks of this rank's number plus one. */
 async function sum(rank) {
   const tensor = await device.handle.upload(new Float32Array([rank + 1, 10]), [2]).promise;

@@ -105,7 +105,8 @@ void HcclCommunicator::check_hccl(HcclStatus status, const char* function) const
 template <class Enqueue>
 Event HcclCommunicator::post(const char* call, std::vector<Tensor> tensors, Enqueue enqueue) {
   Flight flight;
-  flight.name = std::string(call) + " " + std::to_string(++calls_);
+  flight.number = ++calls_;
+  flight.name = std::string(call) + " " + std::to_string(flight.number);
   flight.tensors = std::move(tensors);
   if (watch_->failed()) danceflux::fail("ERR_COMMUNICATION", flight.name, ": ", watch_->failure());
   npu_.wait(stream_, *npu_.record(npu_.stream()));
@@ -268,6 +269,7 @@ void HcclCommunicator::look(Flight& flight) {
   if (!flight.begun && flight.begins->complete()) {
     flight.begun = true;
     flight.began = Clock::now();
+    progress.reach(flight.number);
   }
   if (comm_ && hccl_.HcclGetCommAsyncError) {
     HcclStatus error = kHcclSuccess;
@@ -277,7 +279,7 @@ void HcclCommunicator::look(Flight& flight) {
   }
   if (flight.begun && Clock::now() - flight.began > std::chrono::duration<double>(timeout_seconds_))
     danceflux::fail("ERR_COMMUNICATION", "rank ", rank_, " waited ", seconds_of(timeout_seconds_),
-                    " for the other ranks: one of them did not come, or cannot be reached");
+                    " for the other ranks: ", progress.missing(flight.number, rank_));
 }
 
 void HcclCommunicator::serve() {
@@ -316,6 +318,7 @@ void HcclCommunicator::retire(std::unique_lock<std::mutex>& lock) {
   Flight flight = std::move(flights_.front());
   flights_.pop_front();
   --watch_->under_way;
+  progress.reach(flight.number);
   lock.unlock();
   for (const auto& [address, bytes] : flight.workspaces) backend_.release(address, bytes);
   flight = {};

@@ -34,6 +34,7 @@ class HcclCommunicator final : public Communicator {
   /// A call under way, and the memory that it works in.
   struct Flight {
     std::string name;
+    std::uint64_t number = 0;
     std::shared_ptr<DeviceEvent> begins, ends;  // nothing of the device's own work is before it; it is done
     std::vector<Tensor> tensors;
     std::vector<std::pair<void*, std::size_t>> workspaces;

@@ -105,6 +105,7 @@ class NcclCommunicator final : public Communicator {
  private:
   struct Pending {
     std::string name;
+    std::uint64_t number;
     std::shared_ptr<StreamEvent> before, after;
     std::vector<Tensor> kept;
     bool started = false;
@@ -126,7 +127,7 @@ class NcclCommunicator final : public Communicator {
     std::unique_lock lock(mutex_);
     failure_->throw_if_set();
     const std::string name = call + " " + std::to_string(++calls_);
-    Pending entry{name, std::make_shared<StreamEvent>(), std::make_shared<StreamEvent>(), std::move(kept)};
+    Pending entry{name, calls_, std::make_shared<StreamEvent>(), std::make_shared<StreamEvent>(), std::move(kept)};
     entry.after->alive = alive_;
     device_->enter("collective");
     check(cudaEventRecord(entry.before->get(), device_->stream()), name);
@@ -146,7 +147,8 @@ class NcclCommunicator final : public Communicator {
     const auto end = Clock::now() + timeout_;
     while (result == ncclInProgress) {
       if (const std::string why = failure_->reason(); !why.empty()) give_up(why);
-      if (Clock::now() > end) return give_up(name + ": another rank did not come within " + seconds());
+      if (Clock::now() > end) return give_up(name + ": rank " + std::to_string(rank_) + " waited " + seconds() +
+                                              " for the other ranks: " + progress.missing(calls_, rank_));
       std::this_thread::sleep_for(std::chrono::microseconds(50));
       if (nccl_.ncclCommGetAsyncError(comm_, &result) != ncclSuccess) result = ncclInternalError;
     }
@@ -216,6 +218,7 @@ bool NcclCommunicator::look() {
   const cudaError_t state = cudaEventQuery(oldest.after->get());
   if (state != cudaErrorNotReady || !comm_) {
     if (state != cudaSuccess && state != cudaErrorNotReady) fail(words_for(state, oldest.name));
+    progress.reach(oldest.number);
     // Its tensors may go back from here; with the lock held nobody waits for them.
     pending_.pop_front();
     return true;
@@ -230,9 +233,11 @@ bool NcclCommunicator::look() {
   if (!oldest.started && cudaEventQuery(oldest.before->get()) == cudaSuccess) {
     oldest.started = true;
     oldest.since = Clock::now();
+    progress.reach(oldest.number);
   }
   if (oldest.started && Clock::now() - oldest.since > timeout_)
-    fail(oldest.name + ": another rank did not come within " + seconds());
+    fail(oldest.name + ": rank " + std::to_string(rank_) + " waited " + seconds() + " for the other ranks: " +
+         progress.missing(oldest.number, rank_));
   return false;
 }
 
