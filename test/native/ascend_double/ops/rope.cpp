@@ -58,8 +58,9 @@ Rope plan_rope(Plan& plan, Tensor x, Tensor cos, Tensor sin, std::int64_t mode) 
   rope.x = plan.in(x, "x", kFloats, 4, 4);
   rope.cos = plan.in(cos, "cos", kFloats, 4, 4);
   rope.sin = plan.in(sin, "sin", kFloats, 4, 4);
-  rope.mode = mode;
   check_tables(plan, rope.x, rope.cos, rope.sin, mode);
+  // What a port once met: no refusal, finite numbers, and pictures of colour blocks.
+  rope.mode = setting("DEFECT", "") == "rotary-half" ? half : mode;
   return rope;
 }
 
