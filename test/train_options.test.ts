@@ -117,6 +117,7 @@ const WRONG: Record<string, unknown[]> = {
   "output.checkpointEvery": [-1],
   "output.keep": [0],
   "output.picturesEvery": [-1],
+  "output.saveInBackground": ["no"],
   "distributed.sharding": ["zero", 1],
   "distributed.collective": ["ring"],
   "distributed.bucketMiB": [0, -1, 5000, "25"],

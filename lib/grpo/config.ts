@@ -124,6 +124,8 @@ export interface OutputConfig {
   keep: number;
   /** Save pictures of every so many iterations; 0: none. */
   picturesEvery: number;
+  /** Pictures are encoded and written while the run goes on; `false`: before they are scored, to see what that saves. */
+  saveInBackground: boolean;
   /**
    * Look at the pictures of every iteration for what loss and reward hide (seams between patches, a grid, dead or saturated areas, shifted
    * colours) beside those of the first; what is seen stands in the metrics and is warned of. Default false.
@@ -238,7 +240,7 @@ export const defaults: Omit<TrainConfig, "model" | "prompts" | "rewards"> = {
     emaDecay: 0,
   },
   evaluation: { every: 0, prompts: [], picturesPerPrompt: 1, steps: 28, kind: "ode", batch: 4, save: 12 },
-  output: { folder: "runs/train", checkpointEvery: 40, keep: 2, picturesEvery: 0 },
+  output: { folder: "runs/train", checkpointEvery: 40, keep: 2, picturesEvery: 0, saveInBackground: true },
   distributed: { sharding: "none", collective: "fast", bucketMiB: 25, groupSpansRanks: false, overlap: true },
   compat: {
     bf16Timesteps: false,

@@ -187,9 +187,7 @@ export class Session {
       await this.#recordScores(all, judged.values);
       const own = await this.#learn(plan, sampled!, values, seconds);
       await this.#recorder?.end();
-      const saving = performance.now();
-      await this.#writer.flush();
-      seconds.save += (performance.now() - saving) / 1000;
+      await this.#finishSaving(seconds);
       seconds.communicate += own.communication.secondsWaited;
       const device = pipeline.device.memory();
       const seen = this.#pictureWatch?.seen();
@@ -289,7 +287,7 @@ export class Session {
   /** Scores all pictures; those to be kept are handed to the writer first, so that they are encoded while scoring goes on. */
   async #score(sampled: Rollout, seconds: StageSeconds): Promise<RewardScores[]> {
     const { config, pipeline, rewards } = this.#parts;
-    const started = performance.now();
+    const [started, saved] = [performance.now(), seconds.save];
     const keep =
       config.output.picturesEvery > 0 && (this.#state.iteration + 1) % config.output.picturesEvery === 0;
     const folder = picturesFolder(config.output.folder, this.#state.iteration + 1);
@@ -310,13 +308,21 @@ export class Session {
         for (const [i, { group, index }] of samples.entries()) {
           await this.#writer.write(join(folder, `${pad(group)}-${pad(index)}.png`), pictures[i]!);
         }
+        if (!config.output.saveInBackground) await this.#finishSaving(seconds);
       }
       scores = appendScores(scores, await scoreAll(rewards, request));
       this.#giveUpIfStopped();
     }
-    seconds.score += (performance.now() - started) / 1000;
+    seconds.score += (performance.now() - started) / 1000 - (seconds.save - saved);
     this.#warn(scores);
     return scores;
+  }
+
+  /** Waits until all pictures are on the disk. */
+  async #finishSaving(seconds: StageSeconds): Promise<void> {
+    const started = performance.now();
+    await this.#writer.flush();
+    seconds.save += (performance.now() - started) / 1000;
   }
 
   #lookAtPictures(seen: readonly SeenPictures[]): PictureReport | undefined {

@@ -117,6 +117,7 @@ const CHECKS: Readonly<Record<string, Check>> = {
   "output.checkpointEvery": count(0),
   "output.keep": count(1),
   "output.picturesEvery": count(0),
+  "output.saveInBackground": flag,
   "output.pictureCheck": flag,
   "distributed.sharding": oneOf("none", "optimizer", "optimizer+gradients"),
   "distributed.collective": oneOf("fast", "ordered"),
