@@ -90,5 +90,18 @@ export function ascendDouble(layout, build = inRoot("build")) {
   };
 }
 
+/**
+ * What the Ascend tests run on: the NPUs of this machine where DANCEFLUX_ASCEND_HARDWARE=1 says so (scripts/npu-check), otherwise the double,
+ * as CANN 9.0. `ready`: it is there.
+ */
+export function ascendUnderTest() {
+  if (process.env.DANCEFLUX_ASCEND_HARDWARE === "1") return { env: {}, ready: true };
+  const env = ascendDouble("9.0");
+  return { env, ready: existsSync(join(env.ASCEND_HOME_PATH, "lib64", "libascendcl.so")) };
+}
+
 /** The C++ tests that say something of an Ascend device, by their names. */
-export const ASCEND_TESTS = ["ascend device", "hccl ranks", "ops: ", "gradient: every"];
+export const ASCEND_TESTS = [
+  ...["ascend device", "hccl ranks", "ops: ", "gradient: every"],
+  ...["flux: ", "t5: ", "clip", "autoencoder: ", "train: "], // models and steps against frozen numbers of PyTorch
+];

@@ -1,15 +1,14 @@
 // The shipped tiny model trained on Ascend devices, played by the test double: against the CPU, against itself, on two ranks, resumed.
-import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, describe, expect, it } from "vitest";
 import { readPicture } from "../../lib/image/index.js";
-import { ascendDouble } from "../../scripts/common.mjs";
+import { ascendUnderTest } from "../../scripts/common.mjs";
 import { testFolder } from "../support/device.js";
 import { compiled } from "../support/processes.js";
 import { metricsOf, picturesOf, trainRanks, weightsOf, writeTinyConfig } from "../support/training_ranks.js";
 
-const env = ascendDouble("9.0");
-const built = existsSync(join(env.ASCEND_HOME_PATH, "lib64", "libascendcl.so"));
+const { env, ready } = ascendUnderTest();
 
 interface Iteration {
   type: string;
@@ -39,7 +38,7 @@ async function pictureDifference(one: string, other: string): Promise<number> {
   return sum / count;
 }
 
-describe.skipIf(!built)("training on the Ascend double", () => {
+describe.skipIf(!ready)("training on the Ascend double", () => {
   compiled();
   const folder = testFolder();
   const run = (name: string) => join(folder, name);
