@@ -232,7 +232,9 @@ TEST("train: AdamW and clipping as PyTorch") {
           for (const float left : ops::to_host(parameter.gradient)) CHECK_EQ(left, 0.0f);
         }
       }
-      // The moments tell a beta2 that went through f32 (1.3e-5); the weights hardly do.
+      // The moments tell a beta2 that went through f32 (1.3e-5); the weights hardly do. An NPU's operator takes
+      // no other.
+      const double second_moment = device->name().starts_with("ascend") ? 2e-5 : 1e-6;
       const std::string path = folder.path("state");
       optimizer.save(path);
       const auto state = io::open_tensor_file(path);
@@ -242,7 +244,7 @@ TEST("train: AdamW and clipping as PyTorch") {
                     1e-6);
         check_error("exp_avg_sq." + name,
                     relative_error(kept(*state, name, "v"), source.golden(run, "exp_avg_sq." + name).values),
-                    1e-6);
+                    second_moment);
       }
       std::filesystem::remove(path);
       check_error("norms", relative_error(norms, source.golden(run, "gradient_norms").values), 1e-6);
