@@ -12,6 +12,8 @@
 namespace danceflux::ascend {
 namespace {
 
+constexpr const char* kShiftVariable = "CLOSE_MATMUL_K_SHIFT";
+
 struct Opened {
   void* handle = nullptr;
   std::string path;
@@ -57,6 +59,7 @@ class Opening {
   explicit Opening(Surroundings here) : here_(std::move(here)) {}
 
   Cann run() {
+    close_k_shift();
     if (open_runtime() && start()) {
       open_operators();
       open_hccl();
@@ -65,6 +68,15 @@ class Opening {
   }
 
  private:
+  /// The order of a product's sum must not depend on where its row stands. Operators read this variable when
+  /// they are opened, and there is no option in its place. Whoever wants the shift says so there.
+  void close_k_shift() {
+    setenv(kShiftVariable, "1", 0);
+    if (const char* value = std::getenv(kShiftVariable); std::strcmp(value, "1") != 0)
+      cann_.notes.push_back(std::string(kShiftVariable) + "=" + value +
+                            ": a row's bits depend on its place in the batch; 1 would prevent it");
+  }
+
   bool fail(std::string failure, std::string hint) {
     cann_.failure = std::move(failure);
     cann_.hint = std::move(hint);
@@ -132,7 +144,7 @@ class Opening {
 
   void open_operators() {
     const OperatorLibraries wanted = operator_libraries(here_);
-    cann_.notes = wanted.notes;
+    cann_.notes.insert(cann_.notes.end(), wanted.notes.begin(), wanted.notes.end());
     std::vector<Opened> libraries;
     for (const std::string& path : wanted.paths) {
       std::string words;
