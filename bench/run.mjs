@@ -4,8 +4,10 @@
 //   step    one GRPO iteration of tiny-shapes, stage by stage, beside the same in eager PyTorch
 //   wide    FLUX-width blocks, forward and backward, beside PyTorch; weights in f32 and in bf16
 //   memory  peak memory of both
-//   scaling iterations of tiny-shapes on one rank and on two, and what ranks hold; `theirs` is the rank alone, one thread per rank
+//   scaling iterations of tiny-shapes on one rank and on two, and what ranks hold beside the plan; `theirs` is the rank alone, one
+//           thread per rank, or the plan's figure
 //   align   what recording costs, and comparing a pair of 1 GB files beside reading them
+//   levers  rollout batch, saving beside the run, buffer of the collectives, each varied on --device; `theirs` is the first of its kind
 //   rope-table   three ways to a rope table on an Ascend device; `theirs` is repeating along the last axis
 //   collectives  all-reduce between --ranks N processes, beside Open MPI, as nccl-tests prints it
 //
@@ -15,7 +17,7 @@
 // threads that wait in a loop count as well.
 import { parseArgs } from "node:util";
 
-const BENCHES = ["ops", "step", "wide", "memory", "scaling", "align", "collectives", "rope-table"];
+const BENCHES = ["ops", "step", "wide", "memory", "scaling", "align", "collectives", "levers", "rope-table"];
 const { values: options, positionals } = parseArgs({
   allowPositionals: true,
   options: {
@@ -23,13 +25,14 @@ const { values: options, positionals } = parseArgs({
     threads: { type: "string", default: "2" },
     repeat: { type: "string", default: "3" },
     ranks: { type: "string", default: "2" },
+    device: { type: "string", default: "cpu" },
     "cpu-time": { type: "boolean", default: false },
   },
 });
 const [name] = positionals;
 if (!BENCHES.includes(name)) {
   console.error(
-    `usage: npm run bench -- ${BENCHES.join("|")} [--json] [--threads N] [--repeat N] [--ranks N]`,
+    `usage: npm run bench -- ${BENCHES.join("|")} [--json] [--threads N] [--repeat N] [--ranks N] [--device NAME]`,
   );
   process.exit(2);
 }
@@ -51,7 +54,7 @@ function report({ name, ours, theirs = null, unit, checked, note }) {
 const { run, header = true } = await import(`./${name}.mjs`);
 if (!options.json && header)
   console.log(
-    `${"".padEnd(34)}${"ours".padStart(10)}${({ scaling: "one rank", "rope-table": "repeat" }[name] ?? "PyTorch").padStart(10)}`,
+    `${"".padEnd(34)}${"ours".padStart(10)}${({ scaling: "one rank", levers: "first", "rope-table": "repeat" }[name] ?? "PyTorch").padStart(10)}`,
   );
 const good = await run({
   report,
@@ -59,6 +62,7 @@ const good = await run({
   repeat: Number(options.repeat),
   cpuTime: options["cpu-time"],
   ranks: Number(options.ranks),
+  device: options.device,
   json: options.json,
 });
 process.exit(good === false ? 1 : 0);
