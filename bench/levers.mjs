@@ -5,7 +5,10 @@ import { median, pace, trainRanks } from "./training.mjs";
 const PROMPTS = 4;
 const GROUP = 12;
 const BATCHES = [1, 4, 12];
-const BUFFERS = { ascend: ["hccl", "bufferSizeMiB", [200, 100, 400, 800]], cuda: ["nccl", "bufferSizeBytes", [4 << 20, 1 << 20, 16 << 20]] };
+const BUFFERS = {
+  ascend: ["hccl", "bufferSizeMiB", [200, 100, 400, 800]],
+  cuda: ["nccl", "bufferSizeBytes", [4 << 20, 1 << 20, 16 << 20]],
+};
 
 const rewardsOf = (iterations) => JSON.stringify(iterations.map(({ reward }) => reward));
 const stage = (name) => (iterations) => median(iterations.slice(1).map(({ seconds }) => seconds[name]));
@@ -45,7 +48,10 @@ export async function run({ report, repeat, threads, device }) {
       report({ name, ours: median(seen[i].seconds), theirs, unit: "s", checked });
     }
   };
-  const batches = BATCHES.map((batch) => ({ name: `rollout, batch ${batch}`, more: { sampling: { batch } } }));
+  const batches = BATCHES.map((batch) => ({
+    name: `rollout, batch ${batch}`,
+    more: { sampling: { batch } },
+  }));
   await vary(batches, 1, stage("rollout"));
   const saving = [false, true].map((saveInBackground) => ({
     name: `iteration, saved ${saveInBackground ? "beside the run" : "before scoring"}`,

@@ -7,10 +7,12 @@ const ITERATIONS = 6;
 const PROMPTS = 4; // of a rank
 const GROUP = 12;
 
-/** What a rank of two takes at most, in bytes, said before anything is loaded. */
-const plannedPeak = (config) =>
-  JSON.parse(execFileSync(process.execPath, [cli, "plan", config, "--world", "2", "--json"], { encoding: "utf8" }))
-    .peak;
+/** What a rank of two takes at most from its device's pool, in bytes, said before anything is loaded. */
+function plannedPeak(config) {
+  const args = [cli, "plan", config, "--world", "2", "--json"];
+  const { peak, outsidePool } = JSON.parse(execFileSync(process.execPath, args, { encoding: "utf8" }));
+  return peak - outsidePool;
+}
 
 /** Metrics of one training; `distributed` are its options. */
 function train(size, { prompts = PROMPTS * size, iterations = ITERATIONS, distributed = {}, look } = {}) {

@@ -49,6 +49,7 @@ export async function openOurs(threads) {
     weightDecay: 1e-4,
     emaDecay: 0,
   });
+  await optimizer.prepare().promise;
   const plan = samplePlan(pipeline, {
     width: SIZE,
     height: SIZE,

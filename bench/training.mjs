@@ -21,7 +21,10 @@ async function freePort() {
 function startRank(rank, size, port, args, variables) {
   const env = { ...process.env, MASTER_ADDR: "127.0.0.1", MASTER_PORT: String(port), ...variables };
   if (size > 1) Object.assign(env, { RANK: String(rank), WORLD_SIZE: String(size) });
-  const child = spawn(process.execPath, [cli, "train", ...args], { env, stdio: ["ignore", "pipe", "inherit"] });
+  const child = spawn(process.execPath, [cli, "train", ...args], {
+    env,
+    stdio: ["ignore", "pipe", "inherit"],
+  });
   let out = "";
   child.stdout.setEncoding("utf8").on("data", (text) => {
     out += text;
@@ -42,7 +45,10 @@ export async function trainRanks(size, config, { variables = {}, look = () => un
   const folder = mkdtempSync(join(tmpdir(), "danceflux-bench-"));
   try {
     const path = join(folder, "train.json");
-    writeFileSync(path, JSON.stringify({ ...config, output: { checkpointEvery: 0, ...config.output, folder: "run" } }));
+    writeFileSync(
+      path,
+      JSON.stringify({ ...config, output: { checkpointEvery: 0, ...config.output, folder: "run" } }),
+    );
     const looked = look(path);
     const port = await freePort();
     const outs = await Promise.all(

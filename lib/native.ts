@@ -305,7 +305,10 @@ export interface OptimizerStepResult {
 }
 
 export interface NativeOptimizer extends Disposable {
-  /** Makes gradients and state for the parameters that train now; without it, the first of the other jobs does. */
+  /**
+   * Makes gradients and state for the parameters that train now: before the first backward pass, for gradients that were there are forgotten.
+   * Without it, the first of the other jobs does.
+   */
   prepare(): NativeJob<void>;
   /** Waits until gradients are whole, summed over samples and ranks, for whoever looks at them before `step`. */
   settle(): NativeJob<void>;

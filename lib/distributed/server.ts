@@ -294,7 +294,6 @@ class Connection implements Member {
       room.leave(this.rank);
       this.end();
     } else if (message.type === "alive") room.alive(this.rank, message.calls);
-    else
-      this.#lose(`it broke the protocol (${message.type} after the welcome)`);
+    else this.#lose(`it broke the protocol (${message.type} after the welcome)`);
   }
 }

@@ -47,6 +47,8 @@ export interface MemoryPlan {
     otherModels: number;
     communication: number;
   };
+  /** Of `communication`, what the communicator takes beside the device's pool: HCCL's buffers, shared memory of the host. */
+  outsidePool: number;
   /** What comes on top of it, by stage; while encoding, on top of weights and other models only. */
   stages: Record<Stage, number>;
   /** Blocks that are recomputed, of how many. */
@@ -123,6 +125,7 @@ function lastingOf(inputs: MemoryInputs, trained: Trained): MemoryPlan["lasting"
   const optimizer = sum(states.map(({ masters, moment }) => masters + 2 * moment));
   const average = config.learning.emaDecay > 0 ? sum(states.map(({ moment }) => moment)) : 0;
   const { bucketMiB } = config.distributed;
+  const communication = communicationOf(inputs, trained);
   const gradients = sum(gradientBuckets(trained.stored, { bucketMiB, world, mixed: size < 4 }).map(pooled));
   return {
     weights,
@@ -130,12 +133,16 @@ function lastingOf(inputs: MemoryInputs, trained: Trained): MemoryPlan["lasting"
     optimizer: share(optimizer, sharding !== "none"),
     average: share(average, sharding !== "none"),
     otherModels: sum(others.filter(({ until }) => until === "end").map(({ bytes }) => bytes)),
-    communication: communicationOf(inputs, trained),
+    communication: communication.buckets + communication.outsidePool,
   };
 }
 
-function communicationOf({ config, world, sharding }: MemoryInputs, trained: Trained): number {
-  if (world === 1) return 0;
+/** Gradients under way, and what the communicator takes for itself. */
+function communicationOf(
+  { config, world, sharding }: MemoryInputs,
+  trained: Trained,
+): { buckets: number; outsidePool: number } {
+  if (world === 1) return { buckets: 0, outsidePool: 0 };
   const largest = Math.max(...trained.stored.map((tensor) => elementsOf(tensor) * 4), 0);
   // A gradient that is shared out exists whole until its bucket is summed up.
   const buckets =
@@ -143,8 +150,8 @@ function communicationOf({ config, world, sharding }: MemoryInputs, trained: Tra
     (sharding === "optimizer+gradients" ? 2 * largest : 0);
   const { name, hccl } = config.device;
   const hcclMiB = hccl?.bufferSizeMiB ?? (Number(process.env.HCCL_BUFFSIZE) || HCCL_BUFFER_MIB);
-  if (name.startsWith("ascend")) return buckets + 2 * hcclMiB * MIB;
-  return isCpu(config) ? buckets + SHARED_MEMORY : buckets;
+  if (name.startsWith("ascend")) return { buckets, outsidePool: 2 * hcclMiB * MIB };
+  return { buckets, outsidePool: isCpu(config) ? SHARED_MEMORY : 0 };
 }
 
 /** Largest tensors of decoding: the last level's first block at full size, its input, its norm and its first half. */
@@ -243,6 +250,7 @@ export function planMemory(inputs: MemoryInputs): MemoryPlan {
   const peak = totals[peakStage];
   return {
     lasting,
+    outsidePool: communicationOf(inputs, trained).outsidePool,
     stages,
     recompute: { blocks, of: flux.numLayers + flux.numSingleLayers },
     activations,
