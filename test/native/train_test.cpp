@@ -232,8 +232,8 @@ TEST("train: AdamW and clipping as PyTorch") {
           for (const float left : ops::to_host(parameter.gradient)) CHECK_EQ(left, 0.0f);
         }
       }
-      // The moments tell a beta2 that went through f32 (1.3e-5); the weights hardly do. An NPU's operator takes
-      // no other.
+      // The moments tell a beta2 that went through f32 (1.3e-5); the weights hardly do. An NPU's operator
+      // takes no other.
       const double second_moment = device->name().starts_with("ascend") ? 2e-5 : 1e-6;
       const std::string path = folder.path("state");
       optimizer.save(path);

@@ -127,7 +127,8 @@ class NcclCommunicator final : public Communicator {
     std::unique_lock lock(mutex_);
     failure_->throw_if_set();
     const std::string name = call + " " + std::to_string(++calls_);
-    Pending entry{name, calls_, std::make_shared<StreamEvent>(), std::make_shared<StreamEvent>(), std::move(kept)};
+    Pending entry{name, calls_, std::make_shared<StreamEvent>(), std::make_shared<StreamEvent>(),
+                  std::move(kept)};
     entry.after->alive = alive_;
     device_->enter("collective");
     check(cudaEventRecord(entry.before->get(), device_->stream()), name);
@@ -147,8 +148,9 @@ class NcclCommunicator final : public Communicator {
     const auto end = Clock::now() + timeout_;
     while (result == ncclInProgress) {
       if (const std::string why = failure_->reason(); !why.empty()) give_up(why);
-      if (Clock::now() > end) return give_up(name + ": rank " + std::to_string(rank_) + " waited " + seconds() +
-                                              " for the other ranks: " + progress.missing(calls_, rank_));
+      if (Clock::now() > end)
+        return give_up(name + ": rank " + std::to_string(rank_) + " waited " + seconds() +
+                       " for the other ranks: " + progress.missing(calls_, rank_));
       std::this_thread::sleep_for(std::chrono::microseconds(50));
       if (nccl_.ncclCommGetAsyncError(comm_, &result) != ncclSuccess) result = ncclInternalError;
     }
@@ -236,8 +238,8 @@ bool NcclCommunicator::look() {
     progress.reach(oldest.number);
   }
   if (oldest.started && Clock::now() - oldest.since > timeout_)
-    fail(oldest.name + ": rank " + std::to_string(rank_) + " waited " + seconds() + " for the other ranks: " +
-         progress.missing(oldest.number, rank_));
+    fail(oldest.name + ": rank " + std::to_string(rank_) + " waited " + seconds() +
+         " for the other ranks: " + progress.missing(oldest.number, rank_));
   return false;
 }
 
