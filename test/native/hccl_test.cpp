@@ -94,8 +94,9 @@ TEST("hccl ranks: a rank that does not come ends the wait at the deadline, and t
     const auto start = std::chrono::steady_clock::now();
     const std::string told = heard(rank, [&] { return rank.communicator.all_reduce(x, {}); });
     CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(20));
-    check_has(told, "all_reduce 2: rank 0 waited 0.5 s for the other ranks: rank 1 did not come, "
-                    "last heard of at call 1");
+    check_has(told,
+              "all_reduce 2: rank 0 waited 0.5 s for the other ranks: rank 1 did not come, "
+              "last heard of at call 1");
     check_has(heard(rank, [&] { return rank.communicator.barrier(); }),
               "barrier 3: all_reduce 2: rank 0 waited");
     check_has(message_of([&] { downloaded(rank.device, x); }), "all_reduce 2");
