@@ -108,7 +108,7 @@ function trainedOf(config: TrainConfig, flux: FluxConfig): Trained {
   };
 }
 
-function lastingOf(inputs: MemoryInputs, trained: Trained): MemoryPlan["lasting"] {
+function lastingOf(inputs: MemoryInputs, trained: Trained, communication: number): MemoryPlan["lasting"] {
   const { config, flux, others, world, sharding } = inputs;
   const size = SIZE[weightDType(config)];
   const tensors = [
@@ -125,7 +125,6 @@ function lastingOf(inputs: MemoryInputs, trained: Trained): MemoryPlan["lasting"
   const optimizer = sum(states.map(({ masters, moment }) => masters + 2 * moment));
   const average = config.learning.emaDecay > 0 ? sum(states.map(({ moment }) => moment)) : 0;
   const { bucketMiB } = config.distributed;
-  const communication = communicationOf(inputs, trained);
   const gradients = sum(gradientBuckets(trained.stored, { bucketMiB, world, mixed: size < 4 }).map(pooled));
   return {
     weights,
@@ -133,7 +132,7 @@ function lastingOf(inputs: MemoryInputs, trained: Trained): MemoryPlan["lasting"
     optimizer: share(optimizer, sharding !== "none"),
     average: share(average, sharding !== "none"),
     otherModels: sum(others.filter(({ until }) => until === "end").map(({ bytes }) => bytes)),
-    communication: communication.buckets + communication.outsidePool,
+    communication,
   };
 }
 
@@ -219,7 +218,8 @@ function blocksFor(inputs: MemoryInputs, pass: PassShape, free: number | undefin
 export function planMemory(inputs: MemoryInputs): MemoryPlan {
   const { config, flux, others, deviceMemory } = inputs;
   const trained = trainedOf(config, flux);
-  const lasting = lastingOf(inputs, trained);
+  const { buckets, outsidePool } = communicationOf(inputs, trained);
+  const lasting = lastingOf(inputs, trained, buckets + outsidePool);
   const base = sum(Object.values(lasting));
   const sampling = passOf(inputs, trained, config.sampling.batch);
   const training = passOf(inputs, trained, config.learning.microbatch);
@@ -250,7 +250,7 @@ export function planMemory(inputs: MemoryInputs): MemoryPlan {
   const peak = totals[peakStage];
   return {
     lasting,
-    outsidePool: communicationOf(inputs, trained).outsidePool,
+    outsidePool,
     stages,
     recompute: { blocks, of: flux.numLayers + flux.numSingleLayers },
     activations,
