@@ -404,17 +404,6 @@ describe("checkpoints", () => {
     await file.close();
   });
 
-  it("are on the disk before the reward sees them where that is asked for", async () => {
-    const run = newRun();
-    let seen = 0;
-    const reward = rewardOf("late", async (request) => {
-      seen = readdirSync(join(run, "pictures/000001")).length;
-      return brightness.score(request);
-    });
-    await train(run, { reward, iterations: 1, output: { picturesEvery: 1, saveInBackground: false } });
-    expect(seen).toBe(4);
-  });
-
   it("that cannot be written end the run", async () => {
     const run = newRun();
     const writing = train(
@@ -455,6 +444,17 @@ describe("pictures", () => {
     expect(seen).toEqual([[], names]);
     expect(readdirSync(join(run, "pictures"))).toEqual(["000002"]);
   }, 60_000);
+
+  it("are on the disk before the reward sees them where that is asked for", async () => {
+    const run = newRun();
+    let seen = 0;
+    const reward = rewardOf("late", async (request) => {
+      seen = readdirSync(join(run, "pictures/000001")).length;
+      return brightness.score(request);
+    });
+    await train(run, { reward, iterations: 1, output: { picturesEvery: 1, saveInBackground: false } });
+    expect(seen).toBe(4);
+  });
 
   it("that cannot be written end the run", async () => {
     const run = newRun();

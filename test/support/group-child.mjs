@@ -46,12 +46,8 @@ async function sumOn() {
 }
 
 let group;
-const device =
-  engine &&
-  (await load("device.js")).openDevice(
-    engine === "hccl" ? "ascend" : "cpu",
-    engine === "hccl" ? {} : { threads: 1 },
-  );
+const place = engine === "hccl" ? ["ascend"] : ["cpu", { threads: 1 }];
+const device = engine && (await load("device.js")).openDevice(...place);
 /** Sum over all ranks of this rank's number plus one. */
 async function sum(rank) {
   const tensor = await device.handle.upload(new Float32Array([rank + 1, 10]), [2]).promise;
