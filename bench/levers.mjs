@@ -1,6 +1,6 @@
 // The three levers of a port to NPUs, each varied by itself: pictures that are drawn at once, saving beside the run, and the buffer of the
 // collectives. `theirs` is the setting that a port starts from. Pictures do not depend on any of them, so all rewards must be the same.
-import { median, pace, trainRanks } from "./training.mjs";
+import { median, stagePace, trainRanks } from "./training.mjs";
 
 const PROMPTS = 4;
 const GROUP = 12;
@@ -11,7 +11,6 @@ const BUFFERS = {
 };
 
 const rewardsOf = (iterations) => JSON.stringify(iterations.map(({ reward }) => reward));
-const stage = (name) => (iterations) => median(iterations.slice(1).map(({ seconds }) => seconds[name]));
 
 export async function run({ report, repeat, threads, device }) {
   const kind = device.split(":")[0];
@@ -52,18 +51,18 @@ export async function run({ report, repeat, threads, device }) {
     name: `rollout, batch ${batch}`,
     more: { sampling: { batch } },
   }));
-  await vary(batches, 1, stage("rollout"));
+  await vary(batches, 1, stagePace("rollout"));
   const saving = [false, true].map((saveInBackground) => ({
     name: `iteration, saved ${saveInBackground ? "beside the run" : "before scoring"}`,
     more: { output: { picturesEvery: 1, saveInBackground } },
   }));
-  await vary(saving, 1, pace);
+  await vary(saving, 1, stagePace("total"));
   if (!BUFFERS[kind]) return good; // ranks of one host share memory
   const [engine, option, values] = BUFFERS[kind];
   const buffers = values.map((value) => ({
     name: `iteration of 2 ranks, ${option} ${value}`,
     more: { options: { [engine]: { [option]: value } } },
   }));
-  await vary(buffers, 2, pace);
+  await vary(buffers, 2, stagePace("total"));
   return good;
 }

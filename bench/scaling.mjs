@@ -1,8 +1,9 @@
 // Training of tiny-shapes on one rank and on two, one thread each: the same pictures per rank (weak scaling), what of the communication
 // is hidden behind backward, and what a rank holds with each sharding, beside what `danceflux plan` says before. Each training is a `danceflux train` of its own.
 import { execFileSync } from "node:child_process";
-import { cli, median, pace, trainRanks } from "./training.mjs";
+import { cli, median, stagePace, trainRanks } from "./training.mjs";
 
+const pace = stagePace("total");
 const ITERATIONS = 6;
 const PROMPTS = 4; // of a rank
 const GROUP = 12;

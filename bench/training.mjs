@@ -67,5 +67,6 @@ export async function trainRanks(size, config, { variables = {}, look = () => un
   }
 }
 
-/** Seconds of an iteration, the first left out: it takes its memory from the system. */
-export const pace = (iterations) => median(iterations.slice(1).map(({ seconds }) => seconds.total));
+/** Seconds of a stage ("total": of the iteration), the first iteration left out: it takes its memory from the system. */
+export const stagePace = (stage) => (iterations) =>
+  median(iterations.slice(1).map(({ seconds }) => seconds[stage]));
