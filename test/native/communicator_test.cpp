@@ -1,4 +1,8 @@
 // Collectives between CPU ranks: exact integers, zero tolerance, and the order of sums.
+#include <sched.h>
+
+#include <filesystem>
+#include <string>
 #include <vector>
 
 #include "backend/registry.h"
@@ -17,6 +21,13 @@ const RanksOptions kSmallSlots{.engine_options = R"({"slotKiB": 64})"};
 
 const std::vector<std::int64_t> kCounts = {0, 1, 2, 3, 17, 64, 1009, 4096, 4099, 100003};
 
+std::vector<pid_t> threads_of_this_process() {
+  std::vector<pid_t> threads;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/task"))
+    threads.push_back(std::stoi(entry.path().filename().string()));
+  return threads;
+}
+
 }  // namespace
 
 TEST("communicator: exact integers on 1 to 8 ranks that are threads") {
@@ -32,6 +43,33 @@ TEST("communicator: exact integers on 1 to 8 ranks that are processes") {
     });
     for (const std::string& answer : answers) CHECK_EQ(answer, "good");
   }
+}
+
+TEST("communicator: ranks put on one core part, and may run where they might before") {
+  const auto answers = in_processes(2, {}, [](const Rank& rank) -> std::string {
+    cpu_set_t everywhere, first;
+    CHECK(sched_getaffinity(0, sizeof everywhere, &everywhere) == 0);
+    CPU_ZERO(&first);
+    for (int core = 0; core < CPU_SETSIZE && CPU_COUNT(&first) == 0; ++core)
+      if (CPU_ISSET(core, &everywhere)) CPU_SET(core, &first);
+    const auto confine = [&](const cpu_set_t& cores) {
+      for (const pid_t thread : threads_of_this_process())
+        CHECK(sched_setaffinity(thread, sizeof cores, &cores) == 0);
+    };
+    for (int turn = 0; turn < 3; ++turn) {
+      confine(first);
+      check_everything(rank, {1009, 50021});
+      confine(everywhere);
+      check_everything(rank, {50021});
+      for (const pid_t thread : threads_of_this_process()) {
+        cpu_set_t now;
+        CHECK(sched_getaffinity(thread, sizeof now, &now) == 0);
+        CHECK(CPU_EQUAL(&now, &everywhere));
+      }
+    }
+    return "good";
+  });
+  for (const std::string& answer : answers) CHECK_EQ(answer, "good");
 }
 
 TEST("communicator: 64 MiB and 4 MiB on 1 and 2 ranks") {

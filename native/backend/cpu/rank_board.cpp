@@ -1,5 +1,6 @@
 #include "backend/cpu/rank_board.h"
 
+#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -20,11 +21,26 @@ namespace {
 constexpr std::chrono::microseconds kSpin{40};
 // How soon a death or a stopped job is noticed.
 constexpr std::chrono::milliseconds kSlice{20};
+// How often a rank moves to another core at most: a move costs tens of microseconds.
+constexpr std::chrono::milliseconds kPartAgain{2};
 constexpr double kLongest = 30.0 * 24 * 3600;
 
 bool reached(std::uint32_t at, std::uint32_t value) { return static_cast<std::int32_t>(at - value) >= 0; }
 
 std::string name_of(int rank) { return "rank " + std::to_string(rank); }
+
+std::uint32_t this_core() { return static_cast<std::uint32_t>(sched_getcpu()) + 1; }
+
+// Moves this thread off `core` (as this_core() tells it), if it may run elsewhere; where it may run stays
+// what it was.
+void leave_core(std::uint32_t core) noexcept {
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;  // more cores than the set has room for
+  cpu_set_t others = allowed;
+  CPU_CLR(core - 1, &others);
+  if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others) != 0) return;
+  sched_setaffinity(0, sizeof allowed, &allowed);
+}
 
 std::chrono::microseconds micros(double seconds) {
   return std::chrono::microseconds(std::llround(std::clamp(seconds, 0.0, kLongest) * 1e6));
@@ -70,6 +86,7 @@ void RankBoard::attach() {
 
 void RankBoard::publish(Phase phase, std::uint32_t value) {
   RankEntry& own = segment_.entry(rank_);
+  own.core.store(this_core(), std::memory_order_relaxed);
   // The value before the question who sleeps, as a sleeper asks in the other order: no wake-up is lost.
   own.phase[phase].store(value, std::memory_order_seq_cst);
   if (own.sleepers.load(std::memory_order_seq_cst) != 0) wake_all(own.phase[phase]);
@@ -79,11 +96,24 @@ void RankBoard::wait(Phase phase, std::uint32_t value) {
   for (int distance = 1; distance < ranks_; ++distance) wait_for((rank_ + distance) % ranks_, phase, value);
 }
 
+// The kernel likes to wake a thread where its waker runs, and then leaves both there: each would spin away
+// the time in which the other could work. The higher rank moves.
+bool RankBoard::worth_spinning(int other) {
+  if (spin_.count() == 0) return false;
+  const std::uint32_t core = segment_.entry(other).core.load(std::memory_order_relaxed);
+  if (core != this_core()) return true;
+  const auto now = std::chrono::steady_clock::now();
+  if (rank_ < other || now - parted_ < kPartAgain) return false;
+  parted_ = now;
+  leave_core(core);
+  return this_core() != core;
+}
+
 void RankBoard::wait_for(int other, Phase phase, std::uint32_t value) {
   RankEntry& theirs = segment_.entry(other);
   const auto& word = theirs.phase[phase];
   const auto here = [&] { return reached(word.load(std::memory_order_acquire), value); };
-  if (here() || (spin_.count() > 0 && spin_until(spin_, here))) return;
+  if (here() || (worth_spinning(other) && spin_until(spin_, here))) return;
   const auto deadline = std::chrono::steady_clock::now() + timeout_;
   for (;;) {
     const auto left =

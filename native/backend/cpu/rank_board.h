@@ -38,10 +38,13 @@ class RankBoard {
 
  private:
   void wait_for(int other, Phase phase, std::uint32_t value);
+  /// Whether spinning can help, because that rank runs elsewhere. Two that share a core are parted first.
+  bool worth_spinning(int other);
 
   SharedSegment segment_;
   const int rank_, ranks_;
   const std::chrono::microseconds timeout_, spin_;
+  std::chrono::steady_clock::time_point parted_{};  // when this rank last left a core to another one
 };
 
 }  // namespace danceflux::cpu

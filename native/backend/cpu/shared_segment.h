@@ -26,6 +26,7 @@ struct alignas(64) RankEntry {
   PostedCall calls[2];                // by the call's number, modulo 2
   alignas(64) std::atomic<std::uint32_t> phase[kPhases];
   std::atomic<std::uint32_t> sleepers;  // ranks that sleep on one of the four
+  std::atomic<std::uint32_t> core;      // it last published from, plus one; a hint
 };
 
 constexpr std::size_t kNonceBytes = 16, kAbortText = 400;
