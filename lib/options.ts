@@ -45,6 +45,11 @@ export interface AscendOptions {
   launchBlocking?: boolean;
   /** Planned operators (executors) to keep for reuse, 0 to 100000. Saves planning on the host where shapes repeat. Default 0. */
   executorCache?: number;
+  /**
+   * Scores (batch x heads x query tokens x key tokens) that one launch of the attention operators computes at most; a larger call is cut
+   * by picture and by head, with the same bits. 0: never cut (default). For CANN's error 507014, the watchdog that ends long launches.
+   */
+  attentionScores?: number;
 }
 
 export interface CudaOptions {
@@ -100,6 +105,7 @@ const KNOWN: Record<string, Record<string, Check>> = {
     "ascend.parity": oneOf(true, false),
     "ascend.launchBlocking": oneOf(true, false),
     "ascend.executorCache": integerFrom(0),
+    "ascend.attentionScores": integerFrom(0),
     ...collective("hccl"),
   },
 };

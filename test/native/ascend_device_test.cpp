@@ -137,6 +137,51 @@ TEST("ascend device: the same bits from run to run, and from planned operators u
   complaints.finish();
 }
 
+TEST("ascend device: attention cut into launches has the same bits") {
+  const Double cann = Double::find();
+  constexpr std::int64_t kBatch = 3, kTokens = 7, kHeads = 4, kWidth = 8, kScores = kTokens * kTokens;
+  struct Answer {
+    std::vector<float> out, dq, dk, dv;
+    std::uint64_t forward, backward;
+  };
+  const auto attend = [&](std::int64_t most, bool causal, const Shape& bias_shape) {
+    const auto device = open_npu(R"({"ascend": {"attentionScores": )" + std::to_string(most) + "}}");
+    const Shape shape{kBatch, kTokens, kHeads, kWidth};
+    const Tensor q = numbers(*device, shape, "q"), k = numbers(*device, shape, "k"),
+                 v = numbers(*device, shape, "v"), dout = numbers(*device, shape, "dout");
+    const Tensor bias = bias_shape.rank() == 0 ? Tensor() : numbers(*device, bias_shape, "bias");
+    const auto calls = [&](const char* call) { return cann.calls(call); };
+    const std::uint64_t before = calls("aclnnFlashAttentionScore"),
+                        after = calls("aclnnFlashAttentionScoreGrad");
+    Tape tape;
+    for (const Tensor& x : {q, k, v}) tape.watch(x);
+    const Tensor out = ops::attention(q, k, v, bias, {.scale = 0.35f, .causal = causal});
+    tape.backward(out, dout);
+    return Answer{ops::to_host(out),
+                  ops::to_host(tape.gradient(q)),
+                  ops::to_host(tape.gradient(k)),
+                  ops::to_host(tape.gradient(v)),
+                  calls("aclnnFlashAttentionScore") - before,
+                  calls("aclnnFlashAttentionScoreGrad") - after};
+  };
+  const std::pair<std::int64_t, std::uint64_t> cuts[] = {
+      {1, kBatch * kHeads}, {2 * kScores, kBatch * 2}, {5 * kScores, kBatch}, {9 * kScores, 2}, {1 << 20, 1}};
+  for (const bool causal : {false, true}) {
+    for (const Shape& bias : {Shape{}, Shape{1, kHeads, kTokens, kTokens}}) {
+      if (causal && bias.rank() > 0) continue;
+      const Answer whole = attend(0, causal, bias);
+      CHECK_EQ(whole.forward, std::uint64_t{1});
+      for (const auto& [most, launches] : cuts) {
+        const Answer cut = attend(most, causal, bias);
+        CHECK_EQ(cut.forward, launches);
+        CHECK_EQ(cut.backward, launches);
+        CHECK(cut.out == whole.out && cut.dq == whole.dq && cut.dk == whole.dk && cut.dv == whole.dv);
+      }
+    }
+  }
+  CHECK_EQ(cann.wrongs(), "");
+}
+
 TEST("ascend device: planned operators are used again") {
   const Double cann = Double::find();
   const auto device = open_npu(R"({"ascend": {"executorCache": 3}})");

@@ -158,10 +158,14 @@ TEST("ascend: options of the device") {
   const Settings plain = read_settings("{}");
   CHECK(plain.determinism == Determinism::strict && !plain.parity && plain.executor_cache == 0);
   const Settings all = read_settings(
-      R"({"determinism": "run-to-run", "ascend": {"parity": true, "executorCache": 64, "launchBlocking": true},
+      R"({"determinism": "run-to-run", "ascend": {"parity": true, "executorCache": 64, "launchBlocking": true,
+                                                              "attentionScores": 1000000},
           "hccl": {"bufferSizeMiB": 800, "deterministic": "strict", "rdma": {"timeout": 5}}, "nccl": {"x": 1}})");
   CHECK(all.determinism == Determinism::run_to_run && all.parity && all.launch_blocking);
   CHECK_EQ(all.executor_cache, 64);
+  CHECK_EQ(all.attention_scores, 1000000);
+  CHECK_EQ(plain.attention_scores, 0);
+  CHECK_THROWS("ERR_OPTION", read_settings(R"({"ascend": {"attentionScores": -1}})"));
   CHECK_THROWS("ERR_OPTION", read_settings(R"({"determinism": "sometimes"})"));
   CHECK_THROWS("ERR_OPTION", read_settings(R"({"threads": 2})"));
   CHECK_THROWS("ERR_OPTION", read_settings(R"({"ascend": {"executorCache": -1}})"));

@@ -1,5 +1,8 @@
 // Attention that keeps no score matrix. B batch, H heads, K head width, Lq and Lk query and key tokens. The
-// operators take our layout as it is: BSND.
+// operators take our layout as it is: BSND. A call may be cut into several launches, by batch entry and by
+// head, none of which sees another's numbers: a very long one can trip the watchdog of the device's cores.
+#include <algorithm>
+
 #include "backend/ascend/ascend_backend.h"
 
 namespace danceflux::ascend {
@@ -20,6 +23,25 @@ Tensor first_of(const Tensor& statistics) {
 }
 
 }  // namespace
+
+std::vector<AttentionPart> attention_parts(std::int64_t batch, std::int64_t heads, std::int64_t scores,
+                                           std::int64_t most) {
+  const std::int64_t fit = most == 0 ? batch * heads : std::max<std::int64_t>(1, most / scores);
+  const std::int64_t batches = std::clamp<std::int64_t>(fit / heads, 1, batch);
+  const std::int64_t group = std::min(fit, heads);
+  std::vector<AttentionPart> parts;
+  for (std::int64_t b = 0; b < batch; b += batches) {
+    for (std::int64_t h = 0; h < heads; h += group)
+      parts.push_back({b, std::min(batches, batch - b), h, std::min(group, heads - h)});
+  }
+  return parts;
+}
+
+Tensor AttentionPart::of(const Tensor& x, int head_axis) const {
+  if (!x) return x;
+  const Tensor entries = x.dim(0) == 1 ? x : x.narrow(0, batch, batches);
+  return entries.dim(head_axis) == 1 ? entries : entries.narrow(head_axis, head, heads);
+}
 
 Declined AscendBackend::no_attention(const Tensor& q, const OperatorSymbols& call) const {
   if (!call.found()) return std::string("this CANN has no ") + call.name;
@@ -56,17 +78,26 @@ Declined AscendBackend::attention(const Tensor& out, const Tensor& lse, const Te
                                   const Tensor& v, const Tensor& bias, const AttentionArgs& args) {
   if (Declined declined = no_attention(q, ops().aclnnFlashAttentionScore)) return declined;
   if (out.numel() == 0 || k.numel() == 0) return "there are no tokens";
+  const Tensor mask = args.causal ? causal_mask(q.dim(1), k.dim(1)) : Tensor();
+  for (const AttentionPart& part : parts_of(q, k))
+    attend(part.of(out, 2), part.of(lse, 1), part.of(q, 2), part.of(k, 2), part.of(v, 2), part.of(bias, 1),
+           mask, args);
+  return {};
+}
+
+void AscendBackend::attend(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
+                           const Tensor& v, const Tensor& bias, const Tensor& mask,
+                           const AttentionArgs& args) {
   const Result result(*this, out);
   const Shape statistics{q.dim(0), q.dim(2), q.dim(1), kStatistics};
   const Tensor largest = empty(statistics), sum = empty(statistics);
   const Tensor added = attention_bias(bias, args);
-  const auto launch = [&](const auto& mask) {
+  const auto launch = [&](const auto& hidden) {
     launch_("attention", ops().aclnnFlashAttentionScore, dense(q), dense(k), dense(v), added, nullptr,
-            nullptr, mask, nullptr, f64{args.scale}, kKeepAll, kWhole, kWhole, q.dim(2), "BSND", kPrecise,
+            nullptr, hidden, nullptr, f64{args.scale}, kKeepAll, kWhole, kWhole, q.dim(2), "BSND", kPrecise,
             kFullMask, largest, sum, NoElements{q.dtype()}, result.tensor());
   };
-  if (args.causal) {
-    const Tensor mask = causal_mask(q.dim(1), k.dim(1));
+  if (mask) {
     launch(BoolMask{mask});
   } else {
     launch(nullptr);
@@ -74,32 +105,47 @@ Declined AscendBackend::attention(const Tensor& out, const Tensor& lse, const Te
   launch_("attention", ops().aclnnLog, first_of(sum), lse);
   launch_("attention", ops().aclnnAdd, lse, first_of(largest), F32{1}, lse);
   result.finish();
-  return {};
 }
 
-// A weight of the softmax is exp(score - largest) / sum: with the logarithm of the sum of exponentials for
-// the largest, the sum is 1.
+std::vector<AttentionPart> AscendBackend::parts_of(const Tensor& q, const Tensor& k) const {
+  return attention_parts(q.dim(0), q.dim(2), q.dim(1) * k.dim(1), settings_.attention_scores);
+}
+
 Declined AscendBackend::attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
                                            const Tensor& dout, const Tensor& out, const Tensor& lse,
                                            const Tensor& q, const Tensor& k, const Tensor& v,
                                            const Tensor& bias, const AttentionArgs& args) {
   if (Declined declined = no_attention(q, ops().aclnnFlashAttentionScoreGrad)) return declined;
   if (out.numel() == 0 || k.numel() == 0) return "there are no tokens";
+  const Tensor mask = args.causal ? causal_mask(q.dim(1), k.dim(1)) : Tensor();
+  for (const AttentionPart& part : parts_of(q, k)) {
+    const auto tokens = [&](const Tensor& x) { return part.of(x, 2); };
+    attend_backward(tokens(dq), tokens(dk), tokens(dv), tokens(dout), tokens(out), part.of(lse, 1), tokens(q),
+                    tokens(k), tokens(v), part.of(bias, 1), mask, args);
+  }
+  return {};
+}
+
+// A weight of the softmax is exp(score - largest) / sum: with the logarithm of the sum of exponentials for
+// the largest, the sum is 1.
+void AscendBackend::attend_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout,
+                                    const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
+                                    const Tensor& v, const Tensor& bias, const Tensor& mask,
+                                    const AttentionArgs& args) {
   const Result query(*this, dq, q.dtype()), key(*this, dk, q.dtype()), value(*this, dv, q.dtype());
   const Shape statistics{q.dim(0), q.dim(2), q.dim(1), kStatistics};
   const Tensor largest = empty(statistics), sum = filled(statistics, 1);
   copy(largest, lse.view({q.dim(0), q.dim(2), q.dim(1), 1}).expand(statistics));
   const Tensor added = attention_bias(bias, args);
-  const auto launch = [&](const auto& mask, const auto& dbias) {
+  const auto launch = [&](const auto& hidden, const auto& dbias) {
     launch_("attention_backward", ops().aclnnFlashAttentionScoreGrad, dense(q), dense(k), dense(v),
-            dense(dout, q.dtype()), added, nullptr, nullptr, mask, largest, sum, nullptr, dense(out), nullptr,
-            f64{args.scale}, kKeepAll, kWhole, kWhole, q.dim(2), "BSND", kPrecise, kFullMask, query.tensor(),
-            key.tensor(), value.tensor(), dbias);
+            dense(dout, q.dtype()), added, nullptr, nullptr, hidden, largest, sum, nullptr, dense(out),
+            nullptr, f64{args.scale}, kKeepAll, kWhole, kWhole, q.dim(2), "BSND", kPrecise, kFullMask,
+            query.tensor(), key.tensor(), value.tensor(), dbias);
   };
   const auto with_mask = [&](const auto& dbias) {
-    if (!args.causal) return launch(nullptr, dbias);
-    const Tensor mask = causal_mask(q.dim(1), k.dim(1));
-    launch(BoolMask{mask}, dbias);
+    if (mask) return launch(BoolMask{mask}, dbias);
+    launch(nullptr, dbias);
   };
   if (bias) {
     with_mask(empty(bias.shape(), bias.dtype()));  // made, and not wanted
@@ -109,7 +155,6 @@ Declined AscendBackend::attention_backward(const Tensor& dq, const Tensor& dk, c
   query.finish();
   key.finish();
   value.finish();
-  return {};
 }
 
 }  // namespace danceflux::ascend

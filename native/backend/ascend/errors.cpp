@@ -48,7 +48,9 @@ constexpr Row kRows[] = {
     {507010, 507010, {"the device's heartbeat was lost", "ERR_DEVICE", "see npu-smi info"}},
     {507014,
      507014,
-     {"the AI core ran too long", "ERR_DEVICE", "a smaller batch or resolution makes each kernel shorter"}},
+     {"the AI core ran too long", "ERR_DEVICE",
+      "device option ascend.attentionScores cuts long attention into shorter launches; so does a smaller "
+      "batch"}},
     {507015, 507015, {"the AI core raised an exception", "ERR_DEVICE", ""}},
     {507018, 507018, {"the AI CPU raised an exception", "ERR_DEVICE", ""}},
     {507035, 507035, {"the vector core raised an exception", "ERR_DEVICE", ""}},

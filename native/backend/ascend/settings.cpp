@@ -20,7 +20,7 @@ Determinism read_determinism(const std::string& text) {
 Settings read_settings(const char* options_json) {
   const DeviceOptions options = DeviceOptions::parse(options_json);
   options.allow_only("ascend", {"determinism", "ascend.parity", "ascend.launchBlocking",
-                                "ascend.executorCache", "hccl.*", "nccl.*"});
+                                "ascend.executorCache", "ascend.attentionScores", "hccl.*", "nccl.*"});
   Settings settings;
   settings.determinism = read_determinism(options.text("determinism", "strict"));
   settings.parity = options.flag("ascend.parity", false);
@@ -29,6 +29,9 @@ Settings read_settings(const char* options_json) {
   require(cache >= 0 && cache <= kMostExecutors, "ERR_OPTION",
           "option ascend.executorCache: expected 0 (none) to ", kMostExecutors, ", got ", cache);
   settings.executor_cache = static_cast<int>(cache);
+  settings.attention_scores = options.integer("ascend.attentionScores", 0);
+  require(settings.attention_scores >= 0, "ERR_OPTION",
+          "option ascend.attentionScores: expected 0 (any number) or more, got ", settings.attention_scores);
   return settings;
 }
 

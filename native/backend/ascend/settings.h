@@ -18,6 +18,8 @@ struct Settings {
   bool launch_blocking = false;
   /// Planned operators to keep for reuse; 0: none.
   int executor_cache = 0;
+  /// Scores (batch x heads x queries x keys) that one launch of attention computes at most; 0: any number.
+  std::int64_t attention_scores = 0;
 };
 /// Throws ERR_OPTION for an unknown option; those of collectives are left to the communicator.
 Settings read_settings(const char* options_json);
