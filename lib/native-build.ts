@@ -3,7 +3,7 @@ import { spawnSync } from "node:child_process";
 import { accessSync, constants } from "node:fs";
 import { createRequire } from "node:module";
 import { availableParallelism } from "node:os";
-import { delimiter, join } from "node:path";
+import { delimiter, isAbsolute, join, resolve } from "node:path";
 import { DanceError } from "./errors.js";
 import { findAddon, packageRoot } from "./native-loader.js";
 
@@ -19,10 +19,22 @@ const tools: Tool[] = [
   { what: "ninja or make", programs: ["ninja", "make"] },
 ];
 
+/** Where CUDA's installer puts the compiler, which need not be on the path. */
+const nvcc: Tool = { what: "nvcc 12.8 or newer", programs: ["nvcc", "/usr/local/cuda/bin/nvcc"] };
+
+/** What to build besides the engine. */
+export interface BuildOptions {
+  /** The plugin for NVIDIA GPUs too. */
+  cuda?: boolean;
+  /** The folder `nvidia` of a site-packages that holds nvidia-cublas, nvidia-cudnn-cu13 and nvidia-nccl-cu13, where the toolkit has no such headers. */
+  wheels?: string;
+}
+
 function onPath(program: string): boolean {
-  return (process.env.PATH ?? "").split(delimiter).some((folder) => {
+  const folders = isAbsolute(program) ? [""] : (process.env.PATH ?? "").split(delimiter);
+  return folders.some((folder) => {
     try {
-      accessSync(join(folder, program), constants.X_OK);
+      accessSync(folder === "" ? program : join(folder, program), constants.X_OK);
       return true;
     } catch {
       return false;
@@ -31,12 +43,13 @@ function onPath(program: string): boolean {
 }
 
 /** What a build needs and this machine lacks, in words; empty when it can start. */
-export function missingBuildTools(root: string = packageRoot): string[] {
-  const missing = tools.filter(({ programs }) => !programs.some(onPath)).map(({ what }) => what);
-  const resolve = createRequire(join(root, "package.json")).resolve;
+export function missingBuildTools(root: string = packageRoot, options: BuildOptions = {}): string[] {
+  const wanted = options.cuda ? [...tools, nvcc] : tools;
+  const missing = wanted.filter(({ programs }) => !programs.some(onPath)).map(({ what }) => what);
+  const packages = createRequire(join(root, "package.json"));
   for (const name of ["cmake-js", "node-addon-api"]) {
     try {
-      resolve(`${name}/package.json`);
+      packages.resolve(`${name}/package.json`);
     } catch {
       missing.push(`the npm package ${name} (npm install ${name}@8)`);
     }
@@ -47,10 +60,12 @@ export function missingBuildTools(root: string = packageRoot): string[] {
 /**
  * Compiles the addon into `build/Release` of the package, where the loader prefers it to the shipped binary.
  * Compiler output goes to stderr. Returns the path of the addon.
- * Throws `ERR_BUILD` when a tool is missing (all of them are named) or the compiler fails.
+ * Throws `ERR_BUILD` when a tool is missing (all of them are named), when wheels are named without cuda, or the compiler fails.
  */
-export function buildNative(root: string = packageRoot): string {
-  const missing = missingBuildTools(root);
+export function buildNative(root: string = packageRoot, options: BuildOptions = {}): string {
+  if (options.wheels && !options.cuda)
+    throw new DanceError("ERR_BUILD", "build: expected --cuda beside --wheels, got none");
+  const missing = missingBuildTools(root, options);
   if (missing.length > 0) {
     throw new DanceError("ERR_BUILD", `build: expected ${missing.join(", ")}, got none`, {
       hint: "on Debian and Ubuntu: apt-get install g++ cmake ninja-build",
@@ -58,6 +73,8 @@ export function buildNative(root: string = packageRoot): string {
   }
   const cmakeJs = createRequire(join(root, "package.json")).resolve("cmake-js/bin/cmake-js");
   const args = [cmakeJs, "build", "-d", root, "-p", String(availableParallelism())];
+  if (options.cuda) args.push("--CDDANCEFLUX_CUDA=ON");
+  if (options.wheels) args.push(`--CDDANCEFLUX_CUDA_WHEELS=${resolve(options.wheels)}`);
   const result = spawnSync(process.execPath, args, { cwd: root, stdio: ["ignore", 2, 2] });
   const addon = findAddon(root);
   if (result.status !== 0 || addon === undefined) {
