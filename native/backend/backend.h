@@ -5,21 +5,19 @@
 //
 // Rules for every op below
 // - Shapes, dtypes and devices were checked by ops/; a backend may trust them. `out` is written through its
-// handle.
+//   handle.
 // - Work is asynchronous on the device's one stream and in order. The host waits only in download() and
-// synchronize().
+//   synchronize().
 // - Activations have the device's activation dtype (f32 on the CPU). Matrices of weights may be stored in
-// f32, bf16 or f16 and
-//   are widened as they are read. Vectors of weights (bias, norm weight), statistics, tables and gradients
-//   are f32.
+//   f32, bf16 or f16 and are widened as they are read; what is multiplied with bf16 activations may be
+//   rounded to bf16 instead, as matrix units take both factors in one dtype. Vectors of weights (bias, norm
+//   weight), statistics, tables and gradients are f32.
 // - Arithmetic is f32 (or wider); reductions have one fixed order. A row's result never depends on how many
-// other rows there are,
-//   nor on the number of threads.
+//   other rows there are, nor on the number of threads.
 // - Tensors may be strided views (zero strides where broadcast) unless an op says "contiguous".
 // - Primitives are pure virtual: every backend owes them. Shortcuts may be declined, with a reason, before
-// `out` is touched; what a
-//   shortcut computes is defined by its composition of primitives (ops/fused.cpp), a kernel is permission to
-//   go faster.
+//   `out` is touched; what a shortcut computes is defined by its composition of primitives (ops/fused.cpp), a
+//   kernel is permission to go faster.
 #pragma once
 #include <cstdint>
 #include <map>
