@@ -50,9 +50,12 @@ result.forwardPeak = peak();
 const names = flux.parameters().map((entry) => entry.name);
 await flux.setTrainable(names).promise;
 const dVelocity = await upload("d_velocity", [1, grid * grid, 64]);
-for (let i = 0; i < repeat; i++) {
+for (let i = 0; i <= repeat; i++) {
   await flux.zeroGradients().promise;
-  const made = await timed(times.backward, () => flux.velocityGradient(inputs, dVelocity, 0).promise);
+  const made = await timed(
+    i ? times.backward : [],
+    () => flux.velocityGradient(inputs, dVelocity, 0).promise,
+  );
   for (const tensor of Object.values(made)) tensor.dispose();
 }
 writeFileSync(join(folder, `ours-gradient-${dtype}.f32`), await flux.read(WATCHED, "gradient").promise);

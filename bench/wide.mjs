@@ -53,9 +53,9 @@ export async function measure(threads, repeat, cpuTime = false) {
       if (i) theirs.forward.push(answer[cpuTime ? "cpuSeconds" : "seconds"]);
       theirs.forwardPeak = answer.peak;
     }
-    for (let i = 0; i < repeat; i++) {
+    for (let i = 0; i <= repeat; i++) {
       const answer = await peer.ask({ do: "backward", watched: WATCHED, ...sizes });
-      theirs.backward.push(answer[cpuTime ? "cpuSeconds" : "seconds"]);
+      if (i) theirs.backward.push(answer[cpuTime ? "cpuSeconds" : "seconds"]);
       theirs.backwardPeak = answer.peak;
     }
     const golden = { velocity: peer.read("velocity"), gradient: peer.read("gradient") };
