@@ -1,6 +1,7 @@
 #include "backend/ascend/hccl_communicator.h"
 
 #include <algorithm>
+#include <mutex>
 #include <sstream>
 #include <utility>
 
@@ -26,6 +27,15 @@ bool overlap(const Tensor& a, const Tensor& b) {
   const auto* const first = static_cast<const char*>(a.address());
   const auto* const second = static_cast<const char*>(b.address());
   return first < second + b.bytes() && second < first + a.bytes();
+}
+
+/// Memory that work under way may use for ever. It hangs on a static, so that leak checkers see it as wanted.
+template <class Kept>
+void keep_for_ever(Kept kept) {
+  static std::mutex mutex;
+  static auto* const all = new std::vector<Kept>;  // outlives the statics of the process, and what they end
+  const std::lock_guard lock(mutex);
+  all->push_back(std::move(kept));
 }
 
 std::string seconds_of(double seconds) {
@@ -62,7 +72,7 @@ HcclCommunicator::~HcclCommunicator() {
   if (npu_.abandoned()) {
     // What is under way may go on for ever: its memory must stay, and taking the communicator down would
     // wait.
-    new std::deque<Flight>(std::move(flights_));
+    for (Flight& flight : flights_) keep_for_ever(std::move(flight));
     return;
   }
   try {
@@ -119,7 +129,7 @@ Event HcclCommunicator::post(const char* call, std::vector<Tensor> tensors, Enqu
     // Some of it may be under way: the other ranks wait for the rest, which does not come.
     const std::string reason = flight.name + ": " + error.what();
     npu_.abandon();
-    new Flight(std::move(flight));
+    keep_for_ever(std::move(flight));
     fail(reason);
     throw Error("ERR_COMMUNICATION", reason, error.hint);
   }
