@@ -11,6 +11,7 @@
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -26,8 +27,9 @@ std::atomic<std::uint64_t> launch_count{0};
 
 // ---- going from one stack to another
 // -----------------------------------------------------------------------------
-#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-// What the calling convention wants kept; swapcontext would ask the kernel for the signal mask twice.
+#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
+// What the calling convention wants kept; swapcontext would ask the kernel for the signal mask twice, and
+// under a sanitizer clear what that knows of the whole stack.
 extern "C" void danceflux_test_switch(void** save, void* load);
 asm(R"(
 .text
@@ -51,7 +53,7 @@ danceflux_test_switch:
   ret
 )");
 
-struct Context {
+struct Machine {
   void* top = nullptr;
   void prepare(unsigned char* stack, void (*entry)()) {
     auto** slot =
@@ -61,21 +63,40 @@ struct Context {
     for (int i = 0; i < 6; ++i) *--slot = nullptr;
     top = slot;
   }
+  /// Below it no frame was alive when this was last left.
+  unsigned char* lowest(unsigned char* stack) const {
+    return top ? static_cast<unsigned char*>(top) : stack + kStack;
+  }
 };
-void go(Context& from, Context& to, const void*, bool) { danceflux_test_switch(&from.top, to.top); }
-void arrived(Context*) {}
+void jump(Machine& from, Machine& to) { danceflux_test_switch(&from.top, to.top); }
 #else
+struct Machine {
+  ucontext_t context{};
+  void prepare(unsigned char* stack, void (*entry)()) {
+    getcontext(&context);
+    context.uc_stack.ss_sp = stack;
+    context.uc_stack.ss_size = kStack;
+    context.uc_link = nullptr;
+    makecontext(&context, entry, 0);
+  }
+  unsigned char* lowest(unsigned char* stack) const { return stack; }
+};
+void jump(Machine& from, Machine& to) { swapcontext(&from.context, &to.context); }
+#endif
+
+/// A place to go to, and what AddressSanitizer wants to know of its stack.
 struct Context {
-  ucontext_t machine{};
+  Machine machine;
   void* fake_stack = nullptr;
   const void* bottom = nullptr;
   std::size_t size = 0;
+  /// Frames that were never left are forgotten.
   void prepare(unsigned char* stack, void (*entry)()) {
-    getcontext(&machine);
-    machine.uc_stack.ss_sp = stack;
-    machine.uc_stack.ss_size = kStack;
-    machine.uc_link = nullptr;
-    makecontext(&machine, entry, 0);
+#if defined(__SANITIZE_ADDRESS__)
+    unsigned char* const lowest = machine.lowest(stack);
+    __asan_unpoison_memory_region(lowest, static_cast<std::size_t>(stack + kStack - lowest));
+#endif
+    machine.prepare(stack, entry);
     bottom = stack;
     size = kStack;
   }
@@ -85,16 +106,15 @@ void arrived([[maybe_unused]] Context* from) {
   __sanitizer_finish_switch_fiber(nullptr, from ? &from->bottom : nullptr, from ? &from->size : nullptr);
 #endif
 }
-void go(Context& from, Context& to, const void*, [[maybe_unused]] bool last) {
+void go(Context& from, Context& to, [[maybe_unused]] bool last) {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(last ? nullptr : &from.fake_stack, to.bottom, to.size);
 #endif
-  swapcontext(&from.machine, &to.machine);
+  jump(from.machine, to.machine);
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(from.fake_stack, nullptr, nullptr);
 #endif
 }
-#endif
 
 // ---- a block
 // -----------------------------------------------------------------------------------------------------
@@ -190,12 +210,12 @@ class Block {
   void resume(unsigned i) {
     current_ = i;
     place.thread = {i, 0, 0};
-    go(scheduler_, fibers_[i].context, nullptr, false);
+    go(scheduler_, fibers_[i].context, false);
   }
 
   void leave(bool last) {
     const Place here = place;
-    go(fibers_[current_].context, scheduler_, nullptr, last);
+    go(fibers_[current_].context, scheduler_, last);
     place = here;
   }
 
