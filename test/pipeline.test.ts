@@ -1,5 +1,5 @@
 // A whole picture as diffusers' FluxPipeline makes it: noise, Euler steps, decoder; and what a pipeline folder must hold.
-import { rmSync, writeFileSync } from "node:fs";
+import { rmSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { EmbeddingStore } from "../lib/grpo/embeddings.js";
@@ -189,6 +189,39 @@ describe("a pipeline folder", () => {
     );
     await expect(load(weights)).rejects.toMatchObject({ code: "ERR_SAFETENSORS" });
     await expect(load(join(folder, "nowhere"))).rejects.toMatchObject({ code: "ERR_FILE" });
+  });
+
+  it.each([
+    ["another pipeline's", '{"_class_name": "StableDiffusionPipeline"}', "got StableDiffusionPipeline"],
+    ["FLUX for another task's", '{"_class_name": "FluxFillPipeline"}', "got FluxFillPipeline"],
+    ["without a class", "{}", "got undefined"],
+    ["with a class that is no name", '{"_class_name": ["FluxPipeline"]}', "got a list of 1"],
+  ])("is refused when its index is %s", async (name, text, got) => {
+    const path = broken(`index-${name}`, (root) => writeFileSync(join(root, "model_index.json"), text));
+    await expect(load(path)).rejects.toMatchObject({
+      code: "ERR_CONFIG",
+      message: `${join(path, "model_index.json")}: expected FluxPipeline, ${got}`,
+    });
+  });
+
+  it("is refused when its index is no JSON object, or is huge", async () => {
+    const index = (root: string) => join(root, "model_index.json");
+    const spoils: [string, (path: string) => void, string][] = [
+      ["list", (path) => writeFileSync(path, "[]"), "expected a JSON object, got a list of 0"],
+      ["text", (path) => writeFileSync(path, "FLUX"), "expected JSON"],
+      ["huge", (path) => truncateSync(path, 2 ** 27), `bytes, got ${2 ** 27}`],
+    ];
+    for (const [name, spoil, message] of spoils) {
+      const path = broken(`index-${name}`, (root) => spoil(index(root)));
+      const refused = await load(path).catch((error) => error);
+      expect(refused).toMatchObject({ code: "ERR_CONFIG", message: expect.stringContaining(message) });
+      expect(refused.message).toContain(index(path));
+    }
+  });
+
+  it("needs no index", async () => {
+    using pipeline = await load(broken("no-index", (root) => rmSync(join(root, "model_index.json"))));
+    expect(pipeline.config.inChannels).toBeGreaterThan(0);
   });
 
   it("stops loading when it is told to", async () => {

@@ -1,10 +1,12 @@
 /** Reading configuration files that nobody has vouched for. Complaints name the file, the field, what was expected and what was there. */
-import { readFile } from "node:fs/promises";
+import { readFile, stat } from "node:fs/promises";
 import { DanceError } from "../errors.js";
 
 // No width, vocabulary or size of a model comes near; products of a few still fit in what the engine counts with.
 const MOST = 1_000_000;
 const MOST_ENTRIES = 16;
+/** Largest file that is read: the weight index of a model of a hundred thousand tensors stays below. */
+const MAX_FILE_BYTES = 64 * 1024 * 1024;
 /** Layers and heads: each is built before a tensor is looked for, so a lying configuration must not ask for too many. */
 export const MOST_LAYERS = 1000;
 
@@ -21,12 +23,17 @@ export class Fields {
     this.#where = where;
   }
 
-  /** Reads a JSON file. `ERR_FILE` when it is not there, `ERR_CONFIG` when it is not a JSON object. */
+  /** Reads a JSON file. `ERR_FILE` when it is not there, `ERR_CONFIG` when it is too large or not a JSON object. */
   static async read(path: string): Promise<Fields> {
     let text: string;
     try {
+      const { size } = await stat(path);
+      if (size > MAX_FILE_BYTES) {
+        throw new DanceError("ERR_CONFIG", `${path}: expected at most ${MAX_FILE_BYTES} bytes, got ${size}`);
+      }
       text = await readFile(path, "utf8");
     } catch (cause) {
+      if (cause instanceof DanceError) throw cause;
       throw new DanceError("ERR_FILE", `${path}: cannot be read (${(cause as Error).message})`, { cause });
     }
     try {

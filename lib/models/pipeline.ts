@@ -6,7 +6,7 @@ import { DanceError } from "../errors.js";
 import { type NativeFlux, type NativeTensor, type NativeTextEncoder, runJob } from "../native.js";
 import { ClipTokenizer, T5Tokenizer } from "../text/index.js";
 import { loadClipText, loadT5 } from "./encoders.js";
-import { Fields } from "./fields.js";
+import { describe, Fields } from "./fields.js";
 import { FLUX_FILES, loadFluxFile, loadFluxFolder } from "./flux.js";
 import type { FluxConfig, Pipeline, PromptEmbedding, SchedulerConfig, WeightDType } from "./types.js";
 import { type LoadedVae, loadVaeFile, loadVaeFolder } from "./vae.js";
@@ -23,6 +23,21 @@ export interface LoadOptions {
   transformer?: string;
   /** Told what is being loaded, for people who wait. */
   onProgress?: (what: string) => void;
+}
+
+const PIPELINE_CLASS = "FluxPipeline";
+
+/** Refuses another model by its own name, before a part of it is missed. BFL's folders have no `model_index.json`. */
+async function checkIndex(folder: string): Promise<void> {
+  const path = join(folder, "model_index.json");
+  const fields = await Fields.read(path).catch((error: DanceError) => {
+    if ((error.cause as NodeJS.ErrnoException | undefined)?.code === "ENOENT") return undefined;
+    throw error;
+  });
+  const name = fields?.raw("_class_name");
+  if (!fields || name === PIPELINE_CLASS) return;
+  const got = typeof name === "string" && /^\w{1,60}$/.test(name) ? name : describe(name);
+  throw new DanceError("ERR_CONFIG", `${path}: expected ${PIPELINE_CLASS}, got ${got}`);
 }
 
 /** `scheduler/scheduler_config.json`; what is missing has FLUX.1-dev's value. */
@@ -223,6 +238,7 @@ export async function loadPipeline(folder: string, options: LoadOptions): Promis
   const weights = options.dtype ?? (device.name === "cpu" ? "f32" : "bf16");
   const made: { dispose(): void }[] = [];
   try {
+    await checkIndex(folder);
     const scheduler = await readScheduler(join(folder, "scheduler"));
     onProgress?.("transformer");
     const { config, model } = await loadTransformer(folder, weights, options);
