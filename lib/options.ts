@@ -9,6 +9,7 @@ import {
   type NcclOptions,
 } from "./distributed/options.js";
 import { DanceError } from "./errors.js";
+import { nearest } from "./nearest.js";
 
 export type { HcclOptions, NcclOptions };
 
@@ -145,8 +146,9 @@ export function checkDeviceOptions(device: string, options: DeviceOptions): Devi
   for (const [name, value] of flatten(complete)) {
     const check = known[name];
     if (!check) {
-      const names = Object.keys(known).join(", ");
-      throw new DanceError("ERR_OPTION", `${device}: expected an option among ${names}, got ${name}`);
+      throw new DanceError("ERR_OPTION", `${device}: expected a known option, got ${name}`, {
+        hint: `the nearest is ${nearest(name, Object.keys(known))}`,
+      });
     }
     const expected = check(value);
     if (expected) {

@@ -12,7 +12,7 @@ import {
   orderedReductions,
   tellOnce,
 } from "../../lib/distributed/options.js";
-import { checkDeviceOptions } from "../../lib/options.js";
+import { checkDeviceOptions, type DeviceOptions } from "../../lib/options.js";
 
 const families = Object.keys(COLLECTIVE_OPTIONS) as EngineFamily[];
 const rows = families.flatMap((family) => COLLECTIVE_OPTIONS[family].map((row) => ({ family, ...row })));
@@ -98,6 +98,14 @@ describe("an option", () => {
       "ascend:0: hccl.basePort: expected a whole number from 1024 to 65520, got 5",
     );
     expect(() => checkDeviceOptions("cuda:0", { hccl })).toThrow("got hccl.bufferSizeMiB");
+    const misspelt = { ascend: { launchBloking: true } } as DeviceOptions;
+    expect(() => checkDeviceOptions("ascend:0", misspelt)).toThrow(
+      expect.objectContaining({
+        code: "ERR_OPTION",
+        message: "ascend:0: expected a known option, got ascend.launchBloking",
+        hint: "the nearest is ascend.launchBlocking",
+      }),
+    );
     expect(checkDeviceOptions("cuda:0", { nccl: { algorithm: "Ring" } })).toEqual({
       nccl: { algorithm: "Ring" },
     });
