@@ -1,8 +1,9 @@
 // The command line, in this process: what is said where, exit statuses, results of every command.
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { beforeAll, describe, expect, it } from "vitest";
+import { beforeAll, describe, expect, it, vi } from "vitest";
 import { main } from "../lib/commands/main.js";
+import { PieceClock } from "../lib/commands/pace.js";
 import { parseBytes } from "../lib/commands/plan.js";
 import { ProgressLine } from "../lib/commands/progress.js";
 import { TrainingClock } from "../lib/commands/training_clock.js";
@@ -299,6 +300,24 @@ describe("sample", () => {
     expect(readFileSync(at("base", "0000.png")).equals(readFileSync(at("again", "0000.png")))).toBe(false);
   });
 
+  it("draws from a run with timesteps in bf16 what it showed", async () => {
+    const compat = { bf16Timesteps: true };
+    const output = { folder: "bf16" };
+    writeFileSync(at("bf16.json"), JSON.stringify({ ...CONFIG, compat, output }));
+    expect((await run("train", at("bf16.json"))).status).toBe(0);
+    const draw = async (out: string) => {
+      const drawn = await run("sample", at("bf16"), "--prompt", "peach", "--seed", "42", "--out", at(out));
+      expect(drawn.error).toBe("");
+      return readFileSync(at(out)).toString("base64");
+    };
+    const shown = readFileSync(at("bf16", "evaluation", "000002", "0000.png")).toString("base64");
+    expect(await draw("bf16.png")).toBe(shown);
+    const kept = JSON.parse(readFileSync(at("bf16", "config.json"), "utf8"));
+    kept.config.compat.bf16Timesteps = false;
+    writeFileSync(at("bf16", "config.json"), JSON.stringify(kept));
+    expect(await draw("f32.png")).not.toBe(shown);
+  });
+
   it("says what is wrong with a size or a folder", async () => {
     const wrong = await run("sample", model, "--prompt", "fig", "--size", "17x16");
     expect(wrong).toMatchObject({
@@ -515,5 +534,52 @@ describe("the progress line", () => {
     clock.progress(progress(5, "evaluate", 1));
     expect(clock.secondsLeft()).toBe(6 * 30 + 2 * 30);
     expect(clock.line(progress(5, "evaluate", 1))).toMatch(/^iteration 4\/10 \u00b7 evaluate 1\/8/);
+  });
+
+  it("tells how long the rest of many pieces will take, by whole batches", () => {
+    let now = 5;
+    const clock = new PieceClock("drawing", 11, 4, () => now);
+    expect(clock.line(0)).toBe("drawing 0/11");
+    now += 40;
+    for (const done of [1, 2, 3]) expect(clock.line(done)).toBe(`drawing ${done}/11`);
+    expect(clock.line(4)).toBe("drawing 4/11 \u00b7 10 s each \u00b7 1 min 10 s left");
+    now += 80;
+    expect(clock.line(5)).toBe("drawing 5/11 \u00b7 10 s each \u00b7 1 min 0 s left");
+    expect(clock.line(8)).toBe("drawing 8/11 \u00b7 15 s each \u00b7 45 s left");
+    now += 12; // the last batch is not whole
+    expect(clock.line(11)).toBe("drawing 11/11 \u00b7 12 s each \u00b7 0 s left");
+  });
+
+  it("forgets a pace that is long ago", () => {
+    let now = 0;
+    const clock = new PieceClock("scoring", 100, 1, () => now);
+    for (let done = 1; done <= 30; done++) {
+      now += done <= 20 ? 60 : 2;
+      clock.line(done);
+    }
+    expect(clock.line(30)).toBe("scoring 30/100 \u00b7 2 s each \u00b7 2 min 20 s left");
+  });
+
+  it.each(["sample", "score"])("is what %s tells, with the rest", async (command) => {
+    const stderr = terminal();
+    const stdout = { write: () => {} };
+    writeFileSync(at("seen.png"), encodePngSync(createPicture(4, 4, new Uint8Array(48))));
+    const asked =
+      command === "sample"
+        ? ["sample", model, "--prompt", "fig", "--count", "2", "--size", "16x16", "--steps", "1"]
+        : ["score", at("seen.png"), at("seen.png"), "--prompt", "fig"];
+    const more = command === "sample" ? ["--out", at("seen")] : ["--config", at("train.json")];
+    // Every look at the clock is a second later, so that no redraw is too soon.
+    let looks = 1;
+    vi.spyOn(performance, "now").mockImplementation(() => looks++ * 1000);
+    try {
+      expect(await main([...asked, ...more], { stdout, stderr })).toBe(0);
+    } finally {
+      vi.restoreAllMocks();
+    }
+    const what = command === "sample" ? "drawing" : "scoring";
+    const text = stderr.written.join("");
+    expect(text).toMatch(new RegExp(`${what} 0/2`));
+    expect(text).toMatch(new RegExp(`${what} 1/2 \u00b7 .* each \u00b7 .* left`));
   });
 });

@@ -18,6 +18,7 @@ import {
   openNamed,
 } from "./models.js";
 import type { Output } from "./output.js";
+import { PieceClock } from "./pace.js";
 
 const SUMMARY = "Draw pictures for prompts";
 const MORE = `
@@ -99,6 +100,7 @@ function planOf(flags: SampleFlags, { config }: ModelSource): Omit<GenerateOptio
     picturesPerPrompt: flags.count,
     batch: flags.batch,
     integerTimesteps: config?.compat.integerTimesteps ?? false,
+    bf16Timesteps: config?.compat.bf16Timesteps ?? false,
   };
 }
 
@@ -126,12 +128,13 @@ async function sample(model: string, flags: SampleFlags, output: Output): Promis
   if (lora) await loadLora(pipeline.transformer, pipeline.config, lora);
   const writer = new AsyncImageWriter();
   const written: { file: string; prompt: string; sample: number }[] = [];
-  output.progress.update(`drawing 0/${all}`);
+  const clock = new PieceClock("drawing", all, flags.batch);
+  output.progress.update(clock.line(0));
   for await (const { picture, ...entry } of generate(pipeline, { ...planOf(flags, source), prompts })) {
     const file = pathOf(flags.out, written.length, all);
     await writer.write(file, picture);
     written.push({ file, ...entry });
-    output.progress.update(`drawing ${written.length}/${all}`);
+    output.progress.update(clock.line(written.length));
   }
   await writer.flush();
   output.result({ pictures: written }, written.map(({ file, prompt }) => `${file}  ${prompt}`).join("\n"));

@@ -13,6 +13,7 @@ import { scoreAll, scoreRequest, type WeightedReward } from "../rewards/scorer.j
 import type { CommandContext } from "./context.js";
 import { addDeviceOptions, type DeviceFlags, openNamed } from "./models.js";
 import type { Output } from "./output.js";
+import { PieceClock } from "./pace.js";
 import { promptsOf } from "./sample.js";
 
 const SUMMARY = "Score pictures for prompts by rewards";
@@ -118,11 +119,13 @@ async function score(pictures: string[], flags: ScoreFlags, output: Output): Pro
     { device, vocabularies },
   );
   const scored: ScoredPicture[] = [];
+  const clock = new PieceClock("scoring", pictures.length);
+  output.progress.update(clock.line(0));
   for (const [i, path] of pictures.entries()) {
-    output.progress.update(`scoring ${i + 1}/${pictures.length}`);
     const prompt = prompts.length === 1 ? prompts[0]! : prompts[i]!;
     const scores = await scorePicture(device, loaded.rewards, await readPicture(path), prompt);
     scored.push({ picture: path, prompt, scores });
+    output.progress.update(clock.line(scored.length));
   }
   output.result({ pictures: scored }, table(scored));
 }

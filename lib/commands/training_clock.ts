@@ -1,10 +1,7 @@
 /** How long a training run will still take. */
 import type { TrainConfig } from "../grpo/config.js";
 import type { Progress } from "../grpo/trainer.js";
-import { duration } from "../report/html.js";
-
-/** Iterations that the estimate looks back on. */
-const WINDOW = 10;
+import { each, joined, left, monotonicSeconds, Pace } from "./pace.js";
 
 /** Stages after an iteration, not in it. */
 const BETWEEN: readonly string[] = ["evaluate", "save"];
@@ -12,14 +9,14 @@ const BETWEEN: readonly string[] = ["evaluate", "save"];
 export class TrainingClock {
   readonly #config: TrainConfig;
   readonly #now: () => number;
-  /** Seconds of the latest iterations, and of the latest evaluation. */
-  readonly #iterations: number[] = [];
+  readonly #pace = new Pace();
+  /** Seconds of the latest evaluation. */
   #evaluation: number | undefined;
   /** When the iteration under way began; undefined: none is. */
   #began: number | undefined;
   #done = 0;
 
-  constructor(config: TrainConfig, now: () => number = () => performance.now() / 1000) {
+  constructor(config: TrainConfig, now: () => number = monotonicSeconds) {
     this.#config = config;
     this.#now = now;
   }
@@ -34,8 +31,7 @@ export class TrainingClock {
   iteration(done: number, seconds: number): void {
     this.#done = done;
     this.#began = undefined;
-    this.#iterations.push(seconds);
-    if (this.#iterations.length > WINDOW) this.#iterations.shift();
+    this.#pace.add(seconds);
   }
 
   evaluation(seconds: number): void {
@@ -52,8 +48,8 @@ export class TrainingClock {
 
   /** Seconds until the end; undefined while there is nothing to go by. */
   secondsLeft(): number | undefined {
-    if (this.#iterations.length === 0) return undefined;
-    const mean = this.#iterations.reduce((sum, value) => sum + value, 0) / this.#iterations.length;
+    const { mean } = this.#pace;
+    if (mean === undefined) return undefined;
     const running = this.#began === undefined ? 0 : this.#now() - this.#began;
     const training = Math.max(0, (this.#config.iterations - this.#done) * mean - Math.min(running, mean));
     return training + this.#evaluationsLeft() * (this.#evaluation ?? 0);
@@ -62,15 +58,15 @@ export class TrainingClock {
   /** `iteration 12/80 · update 40/96 · 3.2 s each · 3 min 40 s left` */
   line({ stage, iteration, done, all }: Progress): string {
     const { iterations } = this.#config;
-    const mean = this.#iterations.reduce((sum, value) => sum + value, 0) / this.#iterations.length;
-    const left = this.secondsLeft();
+    const { mean } = this.#pace;
+    const rest = this.secondsLeft();
     const shown = BETWEEN.includes(stage) ? iteration - 1 : iteration;
     const parts = [
       stage === "encode" ? "preparing" : `iteration ${shown}/${iterations}`,
       all > 1 ? `${stage} ${done}/${all}` : stage,
-      ...(this.#iterations.length > 0 ? [`${duration(mean)} each`] : []),
-      ...(left === undefined ? [] : [`${duration(left)} left`]),
+      ...(mean === undefined ? [] : [each(mean)]),
+      ...(rest === undefined ? [] : [left(rest)]),
     ];
-    return parts.join(" \u00b7 ");
+    return joined(parts);
   }
 }

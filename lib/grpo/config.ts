@@ -160,11 +160,11 @@ export interface DistributedConfig {
   overlap: boolean;
 }
 
-/** Bugs of DanceGRPO that bitwise comparison with it needs. All off by default. */
+/** Habits of DanceGRPO that bitwise comparison with it needs. All off by default but `integerTimesteps`. */
 export interface CompatConfig {
   /** Timesteps reach the network rounded to bf16, as under autocast: sigma * 1000 -> 976, 952, ... and guidance 3.5 -> 3504. */
   bf16Timesteps: boolean;
-  /** Timesteps are truncated to whole numbers before the network sees them, as its trainer does. */
+  /** Timesteps are truncated to whole numbers before the network sees them, as its trainer does. Default true. */
   integerTimesteps: boolean;
   /** Every epoch takes the prompts in the same order. */
   sameOrderEveryEpoch: boolean;

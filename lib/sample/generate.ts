@@ -29,6 +29,8 @@ export interface GenerateOptions {
   batch?: number;
   /** Timesteps are truncated to whole numbers before the network sees them, as in training. Default false. */
   integerTimesteps?: boolean;
+  /** Timesteps and guidance reach the network rounded to bf16, as `compat.bf16Timesteps` has it in training. Default false. */
+  bf16Timesteps?: boolean;
   signal?: AbortSignal;
 }
 
@@ -70,8 +72,19 @@ export async function* generate(
   } = options;
   const { scheduler } = pipeline;
   const shift = options.shift ?? (scheduler.useDynamicShifting ? "dynamic" : scheduler.shift);
-  const { eta = 0.3, seed = samplingSeed(), batch = 1, integerTimesteps = false } = options;
-  const plan = samplePlan(pipeline, { width, height, steps, shift, kind, eta, guidance, integerTimesteps });
+  const { eta = 0.3, seed = samplingSeed(), batch = 1 } = options;
+  const { integerTimesteps = false, bf16Timesteps = false } = options;
+  const plan = samplePlan(pipeline, {
+    width,
+    height,
+    steps,
+    shift,
+    kind,
+    eta,
+    guidance,
+    integerTimesteps,
+    bf16Timesteps,
+  });
   const key = BigInt(seed);
   const wanted = prompts.flatMap((prompt) =>
     Array.from({ length: picturesPerPrompt }, (_, sample) => ({ prompt, sample })),
