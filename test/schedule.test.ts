@@ -1,6 +1,10 @@
+import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { type NoiseKey, runJob } from "../lib/native.js";
 import { networkGuidance, networkTimestep, roundToBf16, sigmaSchedule } from "../lib/sample/schedule.js";
 import { readCase, readGoldens } from "./fixtures/cases.js";
+import { testDevice, testFolder } from "./support/device.js";
+import { smallPipeline } from "./support/pipeline.js";
 
 const dance = readCase("schedule-dance");
 const danceGoldens = readGoldens("schedule-dance");
@@ -28,6 +32,81 @@ describe("fixed shift", () => {
     expect(() => sigmaSchedule(0, 3, 0)).toThrow("steps: expected 1 or more, got 0");
     expect(() => sigmaSchedule(4, 0, 0)).toThrow('shift: expected a number above 0 or "dynamic", got 0');
   });
+});
+
+describe("noise of a step", () => {
+  const device = testDevice();
+  const folder = testFolder();
+  const ETA = dance.config.eta as number;
+  // As for every forward pass in f32.
+  const FORWARD = 1e-5;
+  const GRID = { gridRows: 4, gridColumns: 4 };
+  const sumOf = (values: Iterable<number>) => [...values].reduce((sum, value) => sum + value, 0);
+
+  it.each(dance.runs.map((run) => [run.name, run.steps as number] as const))(
+    "%s: as strong as DanceGRPO's, in the picture and in its probability",
+    async (name, steps) => {
+      using pipeline = await smallPipeline(device, join(folder, name));
+      const shape = [GRID.gridRows * GRID.gridColumns, pipeline.config.inChannels];
+      const size = shape[0]! * shape[1]!;
+      const keys = (iteration: number): NoiseKey[] =>
+        Array.from({ length: steps }, (_, timestep) => ({
+          seed: 1n,
+          iteration,
+          prompt: 0,
+          sample: 0,
+          timestep,
+          purpose: 1,
+        }));
+      const noiseOf = async (rows: NoiseKey[]) => {
+        using noise = await runJob(device.handle.noise(rows, shape));
+        return runJob(noise.download());
+      };
+      using embedding = (await pipeline.encodePrompts(["fig"]))[0]!;
+      using start = await runJob(device.handle.noise(keys(0).slice(0, 1), shape));
+      const sigmas = [...sigmaSchedule(steps, dance.config.shift as number, 0)];
+      // All steps of the schedule as rows of one batch, from the same latents.
+      const rows = <T>(value: T): T[] => Array(steps).fill(value);
+      const step = async (noise: NoiseKey[]) => {
+        const { latents, logProbs } = await runJob(
+          pipeline.transformer.sampleStep({
+            latents: rows({ tensor: start, row: 0 }),
+            prompts: rows(0),
+            text: [embedding.text],
+            pooled: [embedding.pooled],
+            timesteps: sigmas.slice(0, -1).map((sigma) => sigma * 1000),
+            guidance: rows(3500),
+            ...GRID,
+            kind: "dance-sde",
+            eta: ETA,
+            sigmas: sigmas.slice(0, -1),
+            nextSigmas: sigmas.slice(1),
+            noise,
+            denoised: false,
+          }),
+        );
+        using kept = latents;
+        return { values: await runJob(kept.download()), logProbs };
+      };
+      const [one, other] = [await step(keys(1)), await step(keys(2))];
+      const [z, otherZ] = [await noiseOf(keys(1)), await noiseOf(keys(2))];
+      const wanted = danceGoldens.get(`${name}/std`)!.values;
+      expect(wanted).toHaveLength(steps);
+      for (const [i, std] of wanted.entries()) {
+        const row = <T extends Float32Array>(values: T) => values.subarray(i * size, (i + 1) * size);
+        // Two draws from one mean: what differs is the noise times its scale.
+        const drawn = row(one.values).map((value, place) => value - row(other.values)[place]!);
+        const noise = row(z).map((value, place) => value - row(otherZ)[place]!);
+        const scale =
+          sumOf(drawn.map((value, place) => value * noise[place]!)) / sumOf(noise.map((v) => v * v));
+        expect(Math.abs(scale / std - 1), `step ${i}`).toBeLessThanOrEqual(FORWARD);
+        // log p = -mean(z^2) / 2 - ln std - ln sqrt(2 pi)
+        const square = sumOf(row(z).map((value) => value * value)) / size;
+        const told = Math.exp(-one.logProbs[i]! - square / 2 - Math.log(2 * Math.PI) / 2);
+        expect(Math.abs(told / std - 1), `step ${i}`).toBeLessThanOrEqual(FORWARD);
+      }
+    },
+  );
 });
 
 describe("dynamic shift", () => {

@@ -1,14 +1,18 @@
-// What can happen to a training of several ranks: it is stopped, killed, resumed on another number of ranks, told nonsense.
+// What can happen to a training of several ranks: it is stopped, killed, resumed on another number of ranks, told nonsense, left without
+// rewards.
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, describe, expect, it } from "vitest";
+import { decodePng } from "../../lib/image/index.js";
 import { testFolder } from "../support/device.js";
+import { json, testScorer } from "../support/http.js";
 import { childrenOf, compiled, dist, environmentOf, start } from "../support/processes.js";
 import {
   allEnded,
   checkpointsOf,
   metricsOf,
   picturesOf,
+  redness,
   startTraining,
   trainRanks,
   weightsOf,
@@ -30,6 +34,15 @@ function expectWhole(run: string): void {
   expect(picturesOf(run)).toEqual(picturesOf(runOf("whole")));
   expect(metricsOf(run)).toEqual(metricsOf(runOf("whole")));
   expect(weightsOf(run)).toEqual(weightsOf(runOf("whole")));
+}
+
+/** Every checkpoint has the files that it names. */
+function expectWholeCheckpoints(run: string, where?: string): void {
+  for (const name of checkpointsOf(run).filter((entry) => /^\d+$/.test(entry))) {
+    const state = readFileSync(join(run, "checkpoints", name, "trainer.json"), "utf8");
+    for (const file of JSON.parse(state).optimizer)
+      expect(existsSync(join(run, "checkpoints", name, file)), where).toBe(true);
+  }
 }
 
 /** Runs until the first rank has told of an iteration, then does something; waits for all to end. */
@@ -76,11 +89,7 @@ describe("a training of several ranks", () => {
       expect(ended[0]!.error, where).toContain("rank 1");
       expect(ended[0]!.code, where).toBe(1);
     }
-    for (const name of checkpointsOf(run).filter((entry) => /^\d+$/.test(entry))) {
-      const state = readFileSync(join(run, "checkpoints", name, "trainer.json"), "utf8");
-      for (const file of JSON.parse(state).optimizer)
-        expect(existsSync(join(run, "checkpoints", name, file)), where).toBe(true);
-    }
+    expectWholeCheckpoints(run, where);
     await trainRanks(2, config, run, SHARDED);
     expectWhole(run);
   }, 180_000);
@@ -95,6 +104,58 @@ describe("a training of several ranks", () => {
     expect(first!.error).toContain("rank 1");
     expect(first!.error).toContain("train.json/cache");
   }, 180_000);
+
+  // Deadlines leave a slow machine time for what is not late: twice for an answer, and for the other rank to start.
+  const LATE: [string, number, number, RegExp, RegExp][] = [
+    [
+      "its own deadline",
+      3,
+      600,
+      /rank 1: ended by itself .*: red: it failed: .*: no answer within 3 s/,
+      /red: it failed: http:\/\/127\.0\.0\.1:\d+: no answer within 3 s \(2 attempts\)/,
+    ],
+    [
+      "that of the ranks",
+      600,
+      20,
+      /exchange "iteration 3: rewards": expected all ranks within 20 s, got nothing of rank 1/,
+      /exchange "iteration 3: rewards": expected all ranks within 20 s, got nothing of rank 1/,
+    ],
+  ];
+  it.each(LATE)(
+    "ends on all when a rank waits for its reward beyond %s",
+    async (name, timeoutSeconds, ranksSeconds, first, second) => {
+      let hangs = true;
+      const { url } = await testScorer(async ({ headers, body }, response) => {
+        if (hangs && headers["x-rank"] === "1" && body.iteration === 2) return; // never answered
+        const pictures = body.images.map((image) => decodePng(Buffer.from(image, "base64"), "png"));
+        json(response, { scores: (await Promise.all(pictures)).map(redness) });
+      });
+      const reward = {
+        type: "http",
+        name: "red",
+        path: url,
+        timeoutSeconds,
+        retries: 1,
+        backoffSeconds: 0.1,
+      };
+      const scored = writeTinyConfig(runOf(`scored ${timeoutSeconds}`), {
+        rewards: [{ ...reward, headersFromEnvironment: { "x-rank": "RANK" } }],
+      });
+      const run = runOf(`late by ${name}`);
+      const env = { DANCEFLUX_TIMEOUT_SECONDS: String(ranksSeconds) };
+      const ended = await allEnded(await startTraining(2, scored, run, { ...SHARDED, env }));
+      expect(ended.map(({ code }) => code)).toEqual([1, 1]);
+      expect(ended[0]!.error).toMatch(first);
+      expect(ended[1]!.error).toMatch(second);
+      expect(checkpointsOf(run)).toEqual(["000001", "000002"]);
+      expectWholeCheckpoints(run);
+      hangs = false;
+      await trainRanks(2, scored, run, SHARDED);
+      expect(weightsOf(run)).toEqual(weightsOf(runOf("whole")));
+    },
+    180_000,
+  );
 
   it("wants the same options on all", async () => {
     const started = await startTraining(2, config, runOf("differing"), { set: (rank) => [`seed=${rank}`] });

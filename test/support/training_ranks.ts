@@ -7,9 +7,11 @@ import { dist, type Ended, freePort, type Started, start } from "./processes.js"
 
 const root = new URL("../..", import.meta.url).pathname;
 
-// Likes red, and different pictures differently.
-const RED = `export default async (pictures) =>
-  pictures.map(({ data }) => data.reduce((sum, byte, i) => sum + byte * (i % 3 === 0 ? 1 : -0.5), 0) / data.length);
+/** Likes red, and different pictures differently. */
+export const redness = ({ data }: { data: Uint8Array }): number =>
+  data.reduce((sum, byte, i) => sum + byte * (i % 3 === 0 ? 1 : -0.5), 0) / data.length;
+
+const RED = `export default async (pictures) => pictures.map(${redness});
 `;
 
 /** 16 pictures an iteration, two updates; no number of pictures is a multiple of the rollout's batch. */
