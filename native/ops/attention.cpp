@@ -65,6 +65,11 @@ Tensor composed::attention(const Tensor& q, const Tensor& k, const Tensor& v, co
                            const AttentionArgs& args) {
   Backend& device = enter("attention", q);
   check_attention(q, k, v, bias);
+  if (q.dtype() !=
+      DType::f32) {  // as the kernels do: scores and weights keep all bits, only the result is rounded
+    const auto wide = [](const Tensor& x) { return x ? cast(x, DType::f32) : x; };
+    return cast(composed::attention(wide(q), wide(k), wide(v), wide(bias), args), q.dtype());
+  }
   Tensor scores = matmul(permute(q, {0, 2, 1, 3}), permute(k, {0, 2, 3, 1}), args.scale);
   if (bias) scores = add(scores, bias);
   if (args.causal) scores = add(scores, causal_bias(device, q.dim(1), k.dim(1), q.dtype()));
