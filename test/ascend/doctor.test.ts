@@ -33,7 +33,25 @@ describe.skipIf(!built)("danceflux doctor on an Ascend machine", () => {
       ...ascendDouble("9.0"),
       ASCEND_DOUBLE_MISSING: "aclnnRotaryPositionEmbedding,HcclBarrier",
     });
-    expect(out).toContain("without aclnnRotaryPositionEmbedding; without HCCL");
+    expect(out).toContain("without aclnnRotaryPositionEmbedding; without HCCL (HcclBarrier)");
+  });
+
+  it("tells the libraries in use, and what they were told that costs repeatability", () => {
+    const env = ascendDouble("9.0");
+    const libraries = /; \S+\/lib64\/libascendcl\.so libacl_rt\.so libnnopbase\.so libopapi_\w+\.so/;
+    const out = doctor([], { ...env, CLOSE_MATMUL_K_SHIFT: "0" });
+    expect(out).toMatch(libraries);
+    expect(out).toContain(join(env.ASCEND_HOME_PATH, "lib64"));
+    expect(out).toContain("CLOSE_MATMUL_K_SHIFT=0: a row's bits depend on its place in the batch");
+    expect(doctor([], env)).not.toContain("CLOSE_MATMUL_K_SHIFT");
+  });
+
+  it.each(["Ascend910A", "Ascend310P3"])("refuses %s, which cannot multiply f32 matrices", (soc) => {
+    const out = doctor([], { ...ascendDouble("9.0"), ASCEND_DOUBLE_SOC: soc });
+    expect(out).toMatch(
+      new RegExp(`no +ascend +expected a chip that multiplies f32 matrices \\(.*\\), got ${soc}`),
+    );
+    expect(out).toContain("too narrow to train with");
   });
 
   it("says what determinism is promised by each version", () => {

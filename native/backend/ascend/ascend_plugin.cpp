@@ -1,6 +1,8 @@
 // danceflux_ascend.so: Ascend NPUs and HCCL. It links no library of CANN: probe() looks for them.
 #include <cstdio>
 #include <sstream>
+#include <string>
+#include <vector>
 
 #include "backend/ascend/ascend_backend.h"
 #include "backend/ascend/collective.h"
@@ -16,10 +18,25 @@ void say(char (&to)[N], const std::string& text) {
   std::snprintf(to, N, "%s", text.c_str());
 }
 
-std::string what_is_missing(const Cann& cann) {
+std::string list(const std::vector<std::string>& names) {
   std::string text;
-  for (const std::string& name : cann.missing_operators) text += (text.empty() ? "; without " : ", ") + name;
-  if (!cann.has_hccl) text += "; without HCCL";
+  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+/// What a person may have to mend before what is only good to know: the room of a message is limited.
+std::string details(const Cann& cann) {
+  std::string text;
+  if (!cann.missing_operators.empty()) text += "; without " + list(cann.missing_operators);
+  if (!cann.has_hccl) text += "; without HCCL (" + list(cann.missing_hccl) + ")";
+  for (const std::string& note : cann.notes) text += "; " + note;
+  std::string folder;
+  for (const std::string& path : cann.libraries) {
+    const std::size_t slash = path.rfind('/') + 1;  // 0 where there is none
+    const bool same = !folder.empty() && path.compare(0, slash, folder) == 0 && folder.size() == slash;
+    folder = path.substr(0, slash);
+    text += same ? " " + path.substr(slash) : "; " + path;
+  }
   return text;
 }
 
@@ -43,7 +60,7 @@ void probe(PluginProbe* found) {
   }
   found->state = ProbeState::ready;
   found->devices = static_cast<std::int32_t>(devices);
-  text << cann.soc << what_is_missing(cann);
+  text << cann.soc << details(cann);
   say(found->message, text.str());
 }
 

@@ -139,6 +139,10 @@ class Opening {
     const char* soc = cann_.acl.aclrtGetSocName();
     cann_.soc = soc ? soc : "";
     cann_.chip = chip_of(cann_.soc);
+    if (cann_.chip == Chip::gen1 || cann_.chip == Chip::inference)
+      return fail(
+          "expected a chip that multiplies f32 matrices (Ascend 910B, 910_93 or 950), got " + cann_.soc,
+          "the chip's matrix unit knows f16 only, which is too narrow to train with");
     return true;
   }
 
@@ -228,20 +232,6 @@ void find_operator(const std::string& library, OperatorSymbols& wanted) {
   if (!handle) return;
   wanted.plan = dlsym(handle, (std::string(wanted.name) + "GetWorkspaceSize").c_str());
   wanted.execute = dlsym(handle, wanted.name);
-}
-
-std::string describe(const Cann& cann) {
-  std::ostringstream text;
-  text << "CANN " << (cann.version.text.empty() ? "of unknown version" : cann.version.text) << ", "
-       << (cann.soc.empty() ? "unknown chip" : cann.soc) << '\n';
-  for (const std::string& library : cann.libraries) text << "library " << library << '\n';
-  if (!cann.missing_operators.empty())
-    text << "operators not found: " << join(cann.missing_operators, ", ") << '\n';
-  if (!cann.missing_hccl.empty())
-    text << "HCCL functions not found: " << join(cann.missing_hccl, ", ") << '\n';
-  for (const std::string& note : cann.notes) text << "note: " << note << '\n';
-  if (!cann.failure.empty()) text << "not usable: " << cann.failure << '\n';
-  return text.str();
 }
 
 }  // namespace danceflux::ascend

@@ -47,7 +47,4 @@ const Cann& cann();
 /// Looks an operator up in one library that is open already.
 void find_operator(const std::string& library, OperatorSymbols& wanted);
 
-/// The whole of it for people, one fact a line: libraries, versions, what is missing.
-std::string describe(const Cann& cann);
-
 }  // namespace danceflux::ascend
