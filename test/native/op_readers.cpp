@@ -14,7 +14,8 @@ std::shared_ptr<Backend> open_by_name(const std::string& name) {
   if (name == "reference") return std::make_shared<ReferenceBackend>();
   const auto colon = name.find(':');
   const int index = colon == std::string::npos ? 0 : std::stoi(name.substr(colon + 1));
-  return open_backend(name.substr(0, colon), index, "{}");
+  const char* options = std::getenv("DANCEFLUX_TEST_OPTIONS");
+  return open_backend(name.substr(0, colon), index, options ? options : "{}");
 }
 
 std::vector<TestDevice> test_devices() {
