@@ -68,7 +68,8 @@ struct Double {
   const char* (*leak)(std::size_t) = nullptr;
 };
 
-constexpr int kAiCoreException = 507015, kNoMemory = 207001, kWrongParameter = 161002;
+constexpr int kAiCoreException = 507015, kTooLong = 507046, kHeartbeatLost = 507010, kNoMemory = 207001,
+              kWrongParameter = 161002;
 
 Tensor numbers(Backend& device, const Shape& shape, const char* seed) {
   return ops::from_host(device, shape, normal_stream(seed, shape.numel()));
@@ -297,7 +298,8 @@ std::vector<Site> fault_sites() {
   ascend::Operators operators;
   operators.for_each([&](const ascend::OperatorSymbols& each) {
     sites.push_back({std::string(each.name) + "GetWorkspaceSize", kWrongParameter});
-    sites.push_back({each.name, kAiCoreException});  // launched, and fails on the device
+    for (const int code : {kAiCoreException, kTooLong, kHeartbeatLost})
+      sites.push_back({each.name, code});  // launched, and fails on the device
   });
   sites.push_back({"aclrtMalloc", kNoMemory});
   return sites;
@@ -310,8 +312,12 @@ std::string life_with(const Double& cann, const Site& site, std::uint64_t call, 
     short_life(options);
   } catch (const Error& error) {
     const std::string text = error.what();
-    const bool named = text.find(": ") != std::string::npos && text.find("expected") != std::string::npos;
-    if (!named) return "; expected an op and what was expected, got " + text;
+    const auto has = [&](const std::string& part) { return text.find(part) != std::string::npos; };
+    // What fails on the device is heard of later: the operators of late are told then.
+    const std::string name =
+        site.code == kNoMemory ? "allocate" : site.function.substr(0, site.function.find("GetWorkspaceSize"));
+    if (!has(": ") || !has("expected") || !(has(name) || has("the last operators were")))
+      return "; expected an op, " + name + " and what was expected, got " + text;
   }
   return {};
 }

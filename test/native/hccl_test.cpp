@@ -1,10 +1,14 @@
 // Collectives of HCCL, ranks as threads, each with an NPU of its own. Runs where DANCEFLUX_TEST_BACKEND names
 // an Ascend device: on hardware with at least four, or on the test double.
 #include <dlfcn.h>
+#include <unistd.h>
 
+#include <array>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <thread>
 
 #include "backend/registry.h"
@@ -38,6 +42,16 @@ std::string heard(const Rank& rank, const std::function<Event()>& call) {
     rank.wait(call());
     rank.device.synchronize();
   });
+}
+
+/// How ranks that do not even connect fail the test.
+std::string failure_of(const std::function<void()>& run) {
+  try {
+    run();
+  } catch (const Failure& failure) {
+    return failure.message;
+  }
+  return {};
 }
 
 }  // namespace
@@ -130,6 +144,80 @@ TEST("hccl ranks: what HCCL refuses is told with its words") {
     check_has(told, "all_reduce 1: HcclAllReduce: expected success, got 4 (an inner failure): ");
     check_has(heard(rank, [&] { return rank.communicator.barrier(); }), "barrier 2: all_reduce 1: ");
   });
+}
+
+TEST("hccl ranks: a link that HCCL calls lost ends the wait before the deadline") {
+  on_threads(2, over_hccl(), [](const Rank& rank) {
+    const auto set =
+        reinterpret_cast<void (*)(const char*, const char*)>(dlsym(RTLD_DEFAULT, "ascend_double_set"));
+    if (!set) return;
+    const Tensor x = rank.device.empty({10});
+    rank.device.fill(x, 1);
+    CHECK_EQ(heard(rank, [&] { return rank.communicator.all_reduce(x, {}); }), "");
+    if (rank.rank == 1) return pause_for(1);
+    set("HCCL_ASYNC_ERROR", "1");
+    const auto start = std::chrono::steady_clock::now();
+    const std::string told = heard(rank, [&] { return rank.communicator.all_reduce(x, {}); });
+    set("HCCL_ASYNC_ERROR", nullptr);
+    check_has(told, "all_reduce 2: the link failed: ");
+    CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(30));
+  });
+}
+
+TEST("hccl ranks: ranks that a table lists meet by it") {
+  over_hccl();
+  const auto device = open_backend("ascend", 0, "{}");  // opens CANN
+  if (!dlsym(RTLD_DEFAULT, "ascend_double_set")) throw Skipped{"a table tells the addresses of a machine"};
+  const auto path = std::filesystem::temp_directory_path() / ("ranks-" + std::to_string(getpid()) + ".json");
+  const auto write = [&](const char* text) { std::ofstream(path) << text; };
+  write(R"({"status": "completed", "version": "1.0", "server_count": "1", "server_list": [{"server_id": "a",
+    "device": [{"device_id": "0", "rank_id": "0"}, {"device_id": "1", "rank_id": "1"}]}]})");
+  const std::string options = R"({"rankTable": ")" + path.string() + R"("})";
+  on_threads(2, over_hccl(60, options.c_str()), [](const Rank& rank) {
+    check_everything(rank, {0, 57, 1009});
+  });
+  write(R"({"status": "initializing"})");
+  const std::string told = failure_of([&] {
+    on_threads(2, over_hccl(5, options.c_str()),
+               [](const Rank& rank) { rank.wait(rank.communicator.barrier()); });
+  });
+  std::filesystem::remove(path);
+  check_has(told, "is no complete rank table");
+}
+
+TEST("hccl ranks: a failure of any function is told with its name, and no rank waits on") {
+  over_hccl();
+  const auto device = open_backend("ascend", 0, "{}");  // opens CANN
+  const auto set_fault = reinterpret_cast<void (*)(const char*, std::uint64_t, int)>(
+      dlsym(RTLD_DEFAULT, "ascend_double_set_fault"));
+  const auto clear_faults = reinterpret_cast<void (*)()>(dlsym(RTLD_DEFAULT, "ascend_double_clear_faults"));
+  if (!set_fault || !clear_faults) throw Skipped{"no test double here"};
+  const auto every_call = [](const Rank& rank) {
+    const Tensor x = rank.device.empty({8}), half = rank.device.empty({4});
+    rank.device.fill(x, 1);
+    rank.wait(rank.communicator.all_reduce(x, {}));
+    rank.wait(rank.communicator.reduce_scatter(half, x, {}));
+    rank.wait(rank.communicator.all_gather(x, half));
+    rank.wait(rank.communicator.broadcast(x, 0));
+    rank.wait(rank.communicator.barrier());
+    rank.device.synchronize();
+  };
+  for (const char* function : {"HcclGetRootInfo", "HcclCommInitRootInfoConfig", "HcclAllReduce",
+                               "HcclReduceScatter", "HcclAllGather", "HcclBroadcast", "HcclBarrier"}) {
+    set_fault(function, 1, 4);
+    std::array<std::string, 2> told;
+    const std::string of_all = failure_of([&] {
+      on_threads(2, over_hccl(1), [&](const Rank& rank) {
+        told[static_cast<std::size_t>(rank.rank)] = message_of([&] { every_call(rank); });
+      });
+    });
+    clear_faults();
+    const std::string all = of_all + " | " + told[0] + " | " + told[1];
+    // Of two ranks that do not connect one is told of: here perhaps the one that waited for the other.
+    check_has(all, all.find("did not meet all others") == std::string::npos ? function : "did not meet");
+    if (of_all.empty() && (told[0].empty() || told[1].empty()))
+      fail_at(__FILE__, __LINE__, function, ": expected both ranks to hear of it, got ", all);
+  }
 }
 
 TEST("hccl ranks: connecting has a deadline, and offers and tensors are checked") {

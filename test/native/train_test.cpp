@@ -9,6 +9,7 @@
 #include "io/safetensors.h"
 #include "ops/ops.h"
 #include "temporary.h"
+#include "train/flow_policy.h"
 #include "train/flow_step.h"
 #include "train/optimizer.h"
 #include "train/policy_loss.h"
@@ -57,6 +58,20 @@ TEST("train: steps along the flow and their log probability") {
       check("x0", step.denoised(x, v));
       check("log_prob", step.log_prob(mean, next));
     }
+  }
+}
+
+TEST("train: noise is the host's on every device, bit for bit") {
+  const std::vector<NoiseKey> keys = {{.seed = 7, .iteration = 1, .prompt = 2, .sample = 3},
+                                      {.seed = 7, .iteration = 1, .prompt = 2, .sample = 4}};
+  const Shape dims{5, 13};
+  std::vector<float> wanted(2 * 5 * 13);
+  for (std::size_t i = 0; i < keys.size(); ++i)
+    keyed_normal(keys[i], std::span(wanted).subspan(i * 5 * 13, 5 * 13));
+  for (const auto& device : model_devices()) {
+    const std::vector<float> got = ops::to_host(train::keyed_noise(*device, keys, dims));
+    CHECK_EQ(got.size(), wanted.size());
+    CHECK(std::memcmp(got.data(), wanted.data(), wanted.size() * sizeof(float)) == 0);
   }
 }
 
