@@ -18,6 +18,7 @@ export interface StageSeconds {
   score: number;
   update: number;
   communicate: number;
+  /** Waiting for pictures to be written, and the checkpoint after the iteration before. */
   save: number;
   evaluate: number;
 }

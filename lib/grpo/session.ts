@@ -58,6 +58,7 @@ export class Session {
   #textTokens = 0;
   /** What encoding the prompts took: told once, with the first iteration. */
   #encodeSeconds: number;
+  #checkpointSeconds = 0;
   /** Some rank was asked to stop, and all know it. */
   #stopping = false;
   #pictureWatch: PictureWatch | undefined;
@@ -162,8 +163,10 @@ export class Session {
     const { config, pipeline } = this.#parts;
     const started = performance.now();
     const seconds = noSeconds();
-    const encoded = this.#encodeSeconds;
-    seconds.encode = encoded;
+    // what was done since the line before
+    const before = this.#encodeSeconds + this.#checkpointSeconds;
+    seconds.encode = this.#encodeSeconds;
+    seconds.save = this.#checkpointSeconds;
     const plan = this.#plan();
     const numbers = this.#order.take(config.promptsPerIteration);
     const uploaded = new Map<number, IterationPrompt>();
@@ -204,8 +207,9 @@ export class Session {
       this.#state.updates += learned.updates;
       this.#state.skippedUpdates += learned.skipped;
       this.#state.prompts = this.#order.position;
-      const total = encoded + (performance.now() - started) / 1000;
+      const total = before + (performance.now() - started) / 1000;
       this.#encodeSeconds = 0;
+      this.#checkpointSeconds = 0;
       this.#state.seconds += total;
       const metrics = iterationMetrics(this.#parts, {
         ...joined,
@@ -444,11 +448,13 @@ export class Session {
     if (this.#saved === this.#state.iteration) return;
     if (this.#metrics) this.#state.metricsBytes = await this.#metrics.sync();
     this.#progress("save", 0, 1);
+    const started = performance.now();
     await saveCheckpoint(output.folder, this.#state, this.#policy.optimizer, {
       keep: output.keep,
       team: this.#team,
       sharded: distributed.sharding !== "none",
     });
+    this.#checkpointSeconds = (performance.now() - started) / 1000;
     this.#saved = this.#state.iteration;
   }
 

@@ -157,6 +157,16 @@ describe("a training of several ranks", () => {
     180_000,
   );
 
+  it("tells in the next line how long a checkpoint took", () => {
+    const lines = readFileSync(join(runOf("whole"), "metrics.jsonl"), "utf8").trim().split("\n");
+    const iterations = lines.map((line) => JSON.parse(line)).filter(({ type }) => type === "iteration");
+    for (const { iteration, seconds } of iterations) {
+      // The optimizer's state is written and synchronised: more than a few files of pictures wait for.
+      if (iteration > 1) expect(seconds.save).toBeGreaterThan(0.002);
+      expect(seconds.total).toBeGreaterThan(seconds.save);
+    }
+  });
+
   it("wants the same options on all", async () => {
     const started = await startTraining(2, config, runOf("differing"), { set: (rank) => [`seed=${rank}`] });
     for (const { error, code } of await allEnded(started)) {
