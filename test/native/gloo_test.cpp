@@ -39,11 +39,12 @@ std::string reduce_until_failure(const Rank& rank) {
 
 }  // namespace
 
-TEST("gloo: exact integers on 1 to 4 ranks") {
+TEST("gloo: exact integers on 1 to 8 ranks, and 64 MiB") {
   const RanksOptions options = over_gloo();
-  for (int size = 1; size <= 4; ++size) {
+  for (int size = 1; size <= 8; ++size) {
     const auto answers = in_processes(size, options, [](const Rank& rank) -> std::string {
-      check_everything(rank, {0, 1, 57, 1009, 100003});
+      check_everything(rank, {0, 1, 57, 1009, rank.size <= 4 ? 100003 : 10007});
+      if (rank.size == 2) check_all_reduce(rank, (64 << 20) / 4, DType::f32, CollectiveReduce::sum);
       return "good";
     });
     for (const std::string& answer : answers) CHECK_EQ(answer, "good");
