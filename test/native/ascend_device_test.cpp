@@ -75,6 +75,25 @@ Tensor numbers(Backend& device, const Shape& shape, const char* seed) {
   return ops::from_host(device, shape, normal_stream(seed, shape.numel()));
 }
 
+/// What encoders and autoencoders do, forward and backward.
+void more_of_life(Backend& device) {
+  const Tensor words = numbers(device, {5, 4}, "words"), kernel = numbers(device, {4, 2, 3, 3}, "kernel"),
+               scale = ops::full(device, {4}, 1), shift = ops::full(device, {4}, 0);
+  const std::vector<std::int32_t> ids{3, 0, 3};
+  const Tensor places = device.empty({3}, DType::i32);
+  device.upload(places, ids.data());
+  Tape tape;
+  for (const Tensor& x : {words, kernel, scale, shift}) tape.watch(x);
+  const Tensor rows = ops::unary(UnaryOp::quick_gelu, ops::embedding(words, places, ids));
+  const Tensor picture =
+      ops::conv2d(numbers(device, {1, 2, 4, 4}, "picture"), kernel, {},
+                  {.stride = 1, .pad_top = 1, .pad_left = 1, .pad_bottom = 1, .pad_right = 1});
+  const Tensor normal = ops::silu(ops::group_norm_silu(picture, 2, scale, shift, 1e-6f));
+  const Tensor all = ops::add(ops::mean(normal, {0, 2, 3}), ops::reduce(ReduceOp::max, rows, {0}));
+  tape.backward(all, ops::full(device, all.shape(), 1));
+  for (const Tensor& x : {words, kernel, scale, shift}) ops::to_host(tape.gradient(x));
+}
+
 /// A little of everything that a device does, from opening to closing.
 void short_life(const std::string& options) {
   const auto device = open_backend("ascend", 0, options);
@@ -96,6 +115,7 @@ void short_life(const std::string& options) {
                                    {}, {.stride = 2, .pad_bottom = 1, .pad_right = 1});
   device->wait(device->record());
   ops::to_host(ops::group_norm(image, 3, {}, {}, 1e-6f));
+  more_of_life(*device);
   for (const float value : ops::to_host(master)) CHECK(std::isfinite(value));
   device->trim();
 }
