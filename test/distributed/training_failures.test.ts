@@ -158,7 +158,9 @@ describe("a training of several ranks", () => {
   );
 
   it("tells in the next line how long a checkpoint took", () => {
-    const lines = readFileSync(join(runOf("whole"), "metrics.jsonl"), "utf8").trim().split("\n");
+    const lines = readFileSync(join(runOf("whole"), "metrics.jsonl"), "utf8")
+      .trim()
+      .split("\n");
     const iterations = lines.map((line) => JSON.parse(line)).filter(({ type }) => type === "iteration");
     for (const { iteration, seconds } of iterations) {
       // The optimizer's state is written and synchronised: more than a few files of pictures wait for.
