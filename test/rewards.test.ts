@@ -148,6 +148,22 @@ describe("the scorer", () => {
     expect(scores).toMatchObject({ scores: [Number.NaN, Number.NaN], failures: [message] });
   });
 
+  it("does not wait for a reward of the user's that heeds no abort", async () => {
+    const path = join(folder, "never.mjs");
+    writeFileSync(path, "export default { create: () => ({ score: () => new Promise(() => {}) }) };");
+    using written = await loadReward({ type: "module", path }, { device });
+    for (const reward of [functionReward("mine", () => new Promise<number[]>(() => {})), written]) {
+      using request = await requestOf(device, two, ["a", "b"]);
+      const controller = new AbortController();
+      const scores = scoreAll([{ reward, weight: 1 }], { ...request, signal: controller.signal });
+      controller.abort(new Error("enough"));
+      await expect(scores).rejects.toThrow("enough");
+      await expect(
+        scoreAll([{ reward, weight: 1 }], { ...request, signal: controller.signal }),
+      ).rejects.toThrow("enough");
+    }
+  });
+
   it("an abort is no failure of the reward", async () => {
     using request = await requestOf(device, two, ["a", "b"]);
     const controller = new AbortController();

@@ -11,7 +11,7 @@ import { stat } from "node:fs/promises";
 import { pathToFileURL } from "node:url";
 import { DanceError } from "../errors.js";
 import { describe } from "../models/fields.js";
-import { functionReward, type ScoreFunction } from "./function.js";
+import { functionReward, type ScoreFunction, unlessAborted } from "./function.js";
 import { COMMON_OPTIONS } from "./options.js";
 import type { Reward, RewardConfig } from "./types.js";
 
@@ -46,7 +46,8 @@ async function importDefault(path: string): Promise<unknown> {
 /** A reward that may lack what only we need: its name is the configured one, and it need not know how to be disposed. */
 function completed(name: string, reward: Pick<Reward, "score"> & Partial<Reward>): Reward {
   const dispose = (): void => reward.dispose?.();
-  return { name, score: (request) => reward.score(request), dispose, [Symbol.dispose]: dispose };
+  const score: Reward["score"] = (request) => unlessAborted(reward.score(request), request.signal);
+  return { name, score, dispose, [Symbol.dispose]: dispose };
 }
 
 /** @throws {DanceError} `ERR_REWARD_MODULE` when the file does not load or exports something else. */

@@ -1,6 +1,6 @@
 // What can happen to a training of several ranks: it is stopped, killed, resumed on another number of ranks, told nonsense, left without
 // rewards.
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, describe, expect, it } from "vitest";
 import { decodePng } from "../../lib/image/index.js";
@@ -168,6 +168,26 @@ describe("a training of several ranks", () => {
       expect(seconds.total).toBeGreaterThan(seconds.save);
     }
   });
+
+  it("ends on all when a rank's own reward never answers, heeds nothing and holds on", async () => {
+    const scored = writeTinyConfig(runOf("deaf"), { rewards: [{ type: "module", path: "deaf.mjs" }] });
+    writeFileSync(
+      join(runOf("deaf"), "deaf.mjs"),
+      `const redness = ${redness};
+      export default (pictures, prompts, { iteration }) => {
+        if (process.env.RANK !== "1" || iteration !== 2) return pictures.map(redness);
+        setInterval(() => {}, 1000);
+        return new Promise(() => {});
+      };`,
+    );
+    const run = runOf("late by deafness");
+    const env = { DANCEFLUX_TIMEOUT_SECONDS: "20" };
+    const ended = await allEnded(await startTraining(2, scored, run, { ...SHARDED, env }));
+    expect(ended.map(({ code }) => code)).toEqual([1, 1]);
+    for (const { error } of ended)
+      expect(error).toMatch(/exchange "iteration 3: rewards": .* got nothing of rank 1/);
+    expectWholeCheckpoints(run);
+  }, 180_000);
 
   it("wants the same options on all", async () => {
     const started = await startTraining(2, config, runOf("differing"), { set: (rank) => [`seed=${rank}`] });
