@@ -5,7 +5,7 @@ import { fileURLToPath } from "node:url";
 import { openDevice } from "../dist/device.js";
 import { loadClipFolder } from "../dist/models/clip.js";
 import { loadPipeline } from "../dist/models/pipeline.js";
-import { sampleBatch, samplePlan } from "../dist/sample/sampler.js";
+import { batches, sampleBatch, samplePlan } from "../dist/sample/sampler.js";
 import { networkGuidance, networkTimestep } from "../dist/sample/schedule.js";
 import { ClipTokenizer } from "../dist/text/index.js";
 import { alternate, formula, relativeError, seconds, startPeer } from "./peer.mjs";
@@ -152,14 +152,14 @@ async function learn(ours, microbatches) {
     lossDivisor: BATCH * microbatches,
     recomputeBlocks: 0,
   };
-  const probe = await ours.pipeline.transformer.policyStep({
-    ...step,
-    oldLogProbs: fill(0),
-    advantages: fill(0),
-  }).promise;
-  for (let i = 0; i < microbatches; i++) {
-    await ours.pipeline.transformer.policyStep({ ...step, oldLogProbs: [...probe.logProbs] }).promise;
-  }
+  const learnOnce = async (oldLogProbs, more = {}) => {
+    const numbers = await ours.pipeline.transformer.policyStep({ ...step, oldLogProbs, ...more }).promise;
+    const [, logProbs] = batches([...(await numbers.download().promise)], BATCH);
+    numbers.dispose();
+    return logProbs;
+  };
+  const oldLogProbs = await learnOnce(fill(0), { advantages: fill(0) });
+  for (let i = 0; i < microbatches; i++) await learnOnce(oldLogProbs);
   return ours.optimizer.step(1e-9, 1).promise;
 }
 

@@ -178,8 +178,8 @@ export interface SampleStepResult {
   /** [B, L, C] f32 */
   latents: NativeTensor;
   denoised?: NativeTensor;
-  /** Mean over the elements of a row of the log density of the step; empty for ode. */
-  logProbs: Float32Array;
+  /** [B] f32: mean over the elements of a row of the log density of the step; absent for ode. Reading it waits for the device. */
+  logProbs?: NativeTensor;
 }
 
 export interface PolicyStep extends FluxInputs, StepOptions {
@@ -200,14 +200,6 @@ export interface PolicyStep extends FluxInputs, StepOptions {
   samples?: number;
 }
 
-export interface PolicyStepResult {
-  /** Per row, in the order given. */
-  ratios: Float32Array;
-  logProbs: Float32Array;
-  /** Per row: the clipped surrogate before division. */
-  losses: Float32Array;
-}
-
 export interface NativeFlux extends NativeModel {
   velocity(inputs: FluxInputs): NativeJob<NativeTensor>;
   /** Adds the gradients of sum(velocity * dVelocity) to those of the trainable parameters; for comparison and tests. */
@@ -221,7 +213,11 @@ export interface NativeFlux extends NativeModel {
     dText: NativeTensor;
   }>;
   sampleStep(step: SampleStep): NativeJob<SampleStepResult>;
-  policyStep(step: PolicyStep): NativeJob<PolicyStepResult>;
+  /**
+   * Forward and backward of one microbatch. Answers [3, B] f32 on the device, rows in the order given: ratios, log probabilities, and losses
+   * (the clipped surrogate before division).
+   */
+  policyStep(step: PolicyStep): NativeJob<NativeTensor>;
 }
 
 export interface NativeTextEncoder extends NativeModel {

@@ -126,11 +126,11 @@ async function measure(model: NativeFlux, rows: number, recomputeBlocks: number)
     eta: 0.3,
   };
   const sampling = await rise(async () => {
-    const { latents } = await model.sampleStep({ ...step, noise: keys, denoised: false }).promise;
-    latents.dispose();
+    const sampled = await model.sampleStep({ ...step, noise: keys, denoised: false }).promise;
+    for (const tensor of Object.values(sampled)) tensor.dispose();
   });
   const training = await rise(async () => {
-    await model.policyStep({
+    using _numbers = await model.policyStep({
       ...step,
       next: step.latents,
       oldLogProbs: all(0),

@@ -86,7 +86,8 @@ describe("noise of a step", () => {
           }),
         );
         using kept = latents;
-        return { values: await runJob(kept.download()), logProbs };
+        using probabilities = logProbs!;
+        return { values: await runJob(kept.download()), logProbs: await runJob(probabilities.download()) };
       };
       const [one, other] = [await step(keys(1)), await step(keys(2))];
       const [z, otherZ] = [await noiseOf(keys(1)), await noiseOf(keys(2))];

@@ -113,7 +113,7 @@ async function replaySampling(scene: Scene): Promise<void> {
         }),
       );
       await watch.after(step, result);
-      result.latents.dispose();
+      for (const tensor of Object.values(result)) tensor.dispose();
       latents.dispose();
     }
   }

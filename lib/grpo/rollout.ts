@@ -2,7 +2,7 @@
  * One iteration's pictures: for every prompt a group of samples, their trajectories, their decoded pictures.
  */
 import type { Pipeline, PromptEmbedding } from "../models/types.js";
-import type { NativeTensor, NoiseKey, SampleStepResult } from "../native.js";
+import { type NativeTensor, type NoiseKey, runJob, type SampleStepResult } from "../native.js";
 import {
   batches,
   NOISE,
@@ -107,7 +107,8 @@ export function watcher(recorder: StageRecorder, batch: number, places: readonly
     },
     async after(_step: number, { latents, logProbs }: SampleStepResult) {
       await recorder.tensor("next", "output", latents, places);
-      for (const [i, value] of logProbs.entries()) recorder.numbers(`logProb.${places[i]}`, [value]);
+      const values = logProbs ? await runJob(logProbs.download()) : [];
+      for (const [i, value] of values.entries()) recorder.numbers(`logProb.${places[i]}`, [value]);
     },
     decoding: () => recorder.stage("decode", batch),
     async decoded(latents: NativeTensor, images: NativeTensor) {

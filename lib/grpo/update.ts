@@ -8,11 +8,11 @@ import type { Pipeline } from "../models/types.js";
 import {
   type CommunicationReport,
   type NativeOptimizer,
+  type NativeTensor,
   type NoiseKey,
   native,
   type OptimizerStepResult,
   type PolicyStep,
-  type PolicyStepResult,
   runJob,
 } from "../native.js";
 import {
@@ -135,7 +135,7 @@ async function learn(
   { transitions, ...marks }: Pass,
   lossDivisor: number,
   options: UpdateOptions,
-): Promise<PolicyStepResult> {
+): Promise<NativeTensor> {
   const { plan, learning } = options;
   const rows = (which: "latents" | "next") =>
     transitions.map(({ sample, taken }) => ({ tensor: taken[which], row: sample.row }));
@@ -159,6 +159,26 @@ async function learn(
     ...marks,
   });
   return runJob(job, options.signal);
+}
+
+/** What the passes of an update found, on the device until all of them have been asked for: only then does the host wait. */
+class Learned implements Disposable {
+  readonly #passes: { transitions: Transition[]; numbers: NativeTensor }[] = [];
+  transitions = 0;
+
+  add(transitions: Transition[], numbers: NativeTensor): void {
+    this.#passes.push({ transitions, numbers });
+    this.transitions += transitions.length;
+  }
+
+  async note(report: UpdateReport, { learning, signal }: UpdateOptions): Promise<void> {
+    for (const { transitions, numbers } of this.#passes)
+      note(report, transitions, await runJob(numbers.download(), signal), learning.clipRange);
+  }
+
+  [Symbol.dispose](): void {
+    for (const { numbers } of this.#passes) numbers.dispose();
+  }
 }
 
 const emptyReport = (): UpdateReport => ({
@@ -193,12 +213,13 @@ export async function update(
     const pictures = part.map(({ sample, advantage }) => transitionsOf(sample, advantage, options));
     const lossDivisor = pictures.flat().length * options.ranks;
     const done = report.losses.length;
+    using learned = new Learned();
     for (const [i, pass] of passesOf(pictures, options).entries()) {
       await options.recorder?.stage(`update/u${report.updates}`, i);
-      const result = await learn(pipeline, pass, lossDivisor, options);
-      note(report, pass.transitions, result, learning.clipRange);
-      options.onMicrobatch?.(report.transitions, all);
+      learned.add(pass.transitions, await learn(pipeline, pass, lossDivisor, options));
+      options.onMicrobatch?.(report.transitions + learned.transitions, all);
     }
+    await learned.note(report, options);
     await recordLearned(pipeline, optimizer, report, done, options);
     const rate = options.learningRate(options.updatesDone + report.updates);
     const step = await runJob(optimizer.step(rate, learning.clipNorm), options.signal);
@@ -240,11 +261,12 @@ function noteStep(report: UpdateReport, rate: number, step: OptimizerStepResult)
   };
 }
 
-function note(report: UpdateReport, transitions: Transition[], result: PolicyStepResult, clip: number): void {
+/** `numbers`: ratios, log probabilities and losses of the transitions, one after the other. */
+function note(report: UpdateReport, transitions: Transition[], numbers: Float32Array, clip: number): void {
   transitions.forEach(({ advantage }, i) => {
-    const ratio = result.ratios[i]!;
+    const ratio = numbers[i]!;
     report.ratios.push(ratio);
-    report.losses.push(result.losses[i]!);
+    report.losses.push(numbers[2 * transitions.length + i]!);
     if (report.updates === 0) report.firstRatios.push(ratio);
     if (ratio > 1 + clip && advantage > 0) report.clippedHigh++;
     if (ratio < 1 - clip && advantage < 0) report.clippedLow++;

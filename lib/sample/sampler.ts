@@ -176,7 +176,7 @@ export async function sampleBatch(
   const shape = [plan.grid.rows * plan.grid.columns, pipeline.config.inChannels];
   const guidance = guidanceOf(pipeline, plan, rows.length);
   const shared = sharedEmbeddings(rows);
-  const steps: TakenStep[] = [];
+  const steps: (Omit<TakenStep, "logProbs"> & { logProbs: NativeTensor })[] = [];
   const alive = new Set<NativeTensor>();
   let latents = await runJob(
     pipeline.device.handle.noise(
@@ -207,16 +207,23 @@ export async function sampleBatch(
         }),
         signal,
       );
-      if (result.denoised) alive.add(result.denoised);
+      const { denoised, logProbs } = result;
+      for (const tensor of Object.values(result)) alive.add(tensor);
       await watch?.after(step, result);
-      if (result.denoised) release(alive, result.denoised);
-      alive.add(result.latents);
-      const kept = options.keep && kind !== "ode";
-      if (kept) steps.push({ step, latents, next: result.latents, logProbs: result.logProbs });
+      if (denoised) release(alive, denoised);
+      const kept = options.keep && logProbs !== undefined;
+      if (logProbs && !kept) release(alive, logProbs);
+      if (kept) steps.push({ step, latents, next: result.latents, logProbs });
       else if (!steps.some((taken) => taken.next === latents)) release(alive, latents);
       latents = result.latents;
     }
-    return new BatchTrajectory(latents, steps);
+    // Only now does the host wait for the device.
+    const taken: TakenStep[] = [];
+    for (const { logProbs, ...entry } of steps) {
+      taken.push({ ...entry, logProbs: await runJob(logProbs.download(), signal) });
+      release(alive, logProbs);
+    }
+    return new BatchTrajectory(latents, taken);
   } catch (error) {
     for (const tensor of alive) tensor.dispose();
     throw error;

@@ -132,7 +132,7 @@ class FluxWrap : public ModelWrap<FluxWrap, models::FluxTransformer> {
             Napi::Object result = Napi::Object::New(env);
             result.Set("latents", handle(env, report.latents));
             if (report.denoised) result.Set("denoised", handle(env, report.denoised));
-            result.Set("logProbs", from_floats(env, report.log_probs));
+            if (report.log_probs) result.Set("logProbs", handle(env, report.log_probs));
             return result;
           });
     });
@@ -155,12 +155,8 @@ class FluxWrap : public ModelWrap<FluxWrap, models::FluxTransformer> {
            terms = std::move(terms), recompute](models::FluxTransformer& model) {
             return train::policy_step(model, inputs, plan, next, terms, recompute);
           },
-          [](Napi::Env env, const train::PolicyReport& report) {
-            Napi::Object result = Napi::Object::New(env);
-            result.Set("ratios", from_floats(env, report.ratios));
-            result.Set("logProbs", from_floats(env, report.log_probs));
-            result.Set("losses", from_floats(env, report.losses));
-            return result;
+          [handle = as_handle()](Napi::Env env, const train::PolicyReport& report) {
+            return handle(env, report.numbers);
           });
     });
   }

@@ -92,7 +92,7 @@ SampleReport sample_step(models::FluxTransformer& model, const PolicyInputs& inp
   const Tensor mean = step.mean(x, v);
   report.latents = step.random() ? step.next(mean, noise_tensor(noise, x)) : mean;
   if (denoised) report.denoised = step.denoised(x, v);
-  if (step.random()) report.log_probs = ops::to_host(step.log_prob(mean, report.latents));
+  if (step.random()) report.log_probs = step.log_prob(mean, report.latents);
   return report;
 }
 
@@ -109,7 +109,9 @@ PolicyReport policy_step(models::FluxTransformer& model, const PolicyInputs& inp
   const PolicyLoss loss = policy_loss(log_prob, terms.old_log_probs, terms.advantages, terms.clip_range);
   const Tensor total = ops::affine(ops::sum(loss.loss, {0}), 1 / terms.loss_divisor);
   tape.backward(total, ops::full(backend_of(total), total.shape(), 1));
-  return {ops::to_host(loss.ratio), ops::to_host(log_prob), ops::to_host(loss.loss)};
+  const auto row = [](const Tensor& x) { return ops::reshape(x, {1, x.numel()}); };
+  const Tensor numbers[] = {row(loss.ratio), row(log_prob), row(loss.loss)};
+  return {ops::concat(numbers, 0)};
 }
 
 VelocityGradient velocity_gradient(models::FluxTransformer& model, const PolicyInputs& inputs,

@@ -41,10 +41,11 @@ struct StepPlan {
 /// Step noise: given, or one key per row.
 using StepNoise = std::variant<std::monostate, Tensor, std::vector<NoiseKey>>;
 
+/// Everything stays on the device: whoever reads a number waits for all work before it.
 struct SampleReport {
-  Tensor latents;                // [B, L, C] f32
-  Tensor denoised;               // [B, L, C], when asked
-  std::vector<float> log_probs;  // per row; empty for ode
+  Tensor latents;    // [B, L, C] f32
+  Tensor denoised;   // [B, L, C], when asked
+  Tensor log_probs;  // [B] f32; undefined for ode
 };
 
 struct PolicyTerms {
@@ -55,7 +56,7 @@ struct PolicyTerms {
 };
 
 struct PolicyReport {
-  std::vector<float> ratios, log_probs, losses;  // per row
+  Tensor numbers;  // [3, B] f32: ratios, log probabilities and losses; on the device as well
 };
 
 /// The rows of `picked` as one tensor [B, L, C].
