@@ -1,5 +1,7 @@
 // FLUX against diffusers: velocity and every gradient, adapters against PEFT, and what must be the same bit
 // for bit.
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <cstring>
 
@@ -9,6 +11,7 @@
 #include "models/flux_tables.h"
 #include "nn/lora.h"
 #include "ops/ops.h"
+#include "train/flow_policy.h"
 
 namespace danceflux::test {
 namespace {
@@ -299,6 +302,48 @@ TEST("flux: bf16 activations stay near the numbers of f32, forward and backward"
         check_error(where + named.name, relative_error(named.gradient(), wanted), 4 * kNear);
       }
     }
+  }
+}
+
+TEST("flux: neither a step of a rollout nor one of an update waits for the device") {
+  const auto device = model_devices().front();
+  const auto calls =
+      reinterpret_cast<std::uint64_t (*)(const char*)>(dlsym(RTLD_DEFAULT, "ascend_double_calls"));
+  if (!calls) throw Skipped{"only the double of CANN counts"};
+  const auto waits = [&] { return calls("aclrtSynchronizeStream") + calls("aclrtMemcpy"); };
+  const GoldenCase source = read_case("flux-guidance");
+  LoadedFlux flux(source, *device);
+  flux.model.set_trainable(kAll);
+  const models::FluxInputs given = flux_inputs(*device, source.runs()[0], flux.config);
+  train::PolicyInputs inputs;
+  const auto rows = static_cast<std::size_t>(given.latents.dim(0));
+  for (std::size_t row = 0; row < rows; ++row) {
+    const auto at = static_cast<std::int64_t>(row);
+    inputs.latents.push_back({given.latents, at});
+    inputs.prompts.push_back(at);
+    inputs.text.push_back(ops::narrow(given.text, 0, at, 1));
+    inputs.pooled.push_back(ops::narrow(given.pooled, 0, at, 1));
+  }
+  inputs.timesteps = given.timesteps;
+  inputs.guidance = given.guidance;
+  inputs.grid_rows = given.grid_rows, inputs.grid_columns = given.grid_cols;
+  const train::StepPlan plan{train::StepKind::dance_sde, std::vector<float>(rows, 0.6f),
+                             std::vector<float>(rows, 0.5f), 0.3f};
+  std::vector<NoiseKey> keys(rows);
+  for (std::size_t row = 0; row < rows; ++row) keys[row].sample = static_cast<std::uint32_t>(row);
+  for (int turn = 0; turn < 3; ++turn) {
+    const std::uint64_t before = waits();
+    const train::SampleReport sampled = train::sample_step(flux.model, inputs, plan, keys, false);
+    std::vector<train::RowOf> next;
+    for (std::size_t row = 0; row < rows; ++row)
+      next.push_back({sampled.latents, static_cast<std::int64_t>(row)});
+    train::PolicyTerms terms{std::vector<float>(rows, -1), std::vector<float>(rows, 1), 0.1f, 1, {}};
+    const train::PolicyReport learned = train::policy_step(flux.model, inputs, plan, next, terms, 0);
+    if (turn > 0) CHECK_EQ(waits(), before);  // the first takes memory and makes tables
+    const std::vector<float> old = ops::to_host(sampled.log_probs), now = ops::to_host(learned.numbers);
+    CHECK_EQ(now.size(), 3 * rows);
+    for (std::size_t row = 0; row < rows; ++row) CHECK_EQ(now[rows + row], old[row]);
+    CHECK(waits() > before);  // reading does
   }
 }
 
