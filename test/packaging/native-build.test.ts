@@ -38,7 +38,8 @@ afterEach(() => {
   rmSync(root, { recursive: true });
 });
 
-describe("danceflux build", () => {
+// Where only shipped binaries are looked at, what was built is not found.
+describe.skipIf(process.env.PREBUILDS_ONLY)("danceflux build", () => {
   it("asks for the engine alone", () => {
     expect(buildNative(root)).toBe(join(root, "build", "Release", "danceflux.node"));
     expect(asked().slice(0, 3)).toEqual(["build", "-d", root]);
