@@ -65,8 +65,8 @@ Tensor composed::attention(const Tensor& q, const Tensor& k, const Tensor& v, co
                            const AttentionArgs& args) {
   Backend& device = enter("attention", q);
   check_attention(q, k, v, bias);
-  if (q.dtype() !=
-      DType::f32) {  // as the kernels do: scores and weights keep all bits, only the result is rounded
+  // As the kernels do: scores and weights keep all bits, only the result is rounded.
+  if (q.dtype() != DType::f32) {
     const auto wide = [](const Tensor& x) { return x ? cast(x, DType::f32) : x; };
     return cast(composed::attention(wide(q), wide(k), wide(v), wide(bias), args), q.dtype());
   }
