@@ -9,7 +9,6 @@
 #pragma once
 #include <memory>
 #include <string>
-#include <vector>
 
 #include "backend/ascend/launcher.h"
 #include "backend/ascend/npu.h"
@@ -21,18 +20,6 @@ namespace danceflux::ascend {
 
 /// Throws ERR_DEVICE, ERR_OPTION.
 std::unique_ptr<Backend> open_ascend(int index, const Settings& settings);
-
-/// Batch entries and heads of an attention call that one launch computes.
-struct AttentionPart {
-  std::int64_t batch, batches, head, heads;
-  /// Of x [B, ...] with heads along `head_axis`; an axis of length 1 is shared by all. Undefined stays
-  /// undefined.
-  Tensor of(const Tensor& x, int head_axis) const;
-};
-/// In order, each of `most` scores at most where each head of an entry has `scores`; whole entries while one
-/// fits, else some heads of one, else one head. most 0: one part.
-std::vector<AttentionPart> attention_parts(std::int64_t batch, std::int64_t heads, std::int64_t scores,
-                                           std::int64_t most);
 
 class AscendBackend final : public Backend {
  public:
@@ -147,7 +134,6 @@ class AscendBackend final : public Backend {
   Declined no_attention(const Tensor& q, const OperatorSymbols& call) const;
   Tensor attention_bias(const Tensor& bias, const AttentionArgs& args);
   Tensor causal_mask(std::int64_t queries, std::int64_t keys);
-  std::vector<AttentionPart> parts_of(const Tensor& q, const Tensor& k) const;
   void attend(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
               const Tensor& bias, const Tensor& mask, const AttentionArgs& args);
   void attend_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout,

@@ -2,7 +2,6 @@
 #include <cstdio>
 #include <sstream>
 #include <string>
-#include <vector>
 
 #include "backend/ascend/ascend_backend.h"
 #include "backend/ascend/collective.h"
@@ -18,24 +17,18 @@ void say(char (&to)[N], const std::string& text) {
   std::snprintf(to, N, "%s", text.c_str());
 }
 
-std::string list(const std::vector<std::string>& names) {
-  std::string text;
-  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
-  return text;
-}
-
 /// What a person may have to mend before what is only good to know: the room of a message is limited.
 std::string details(const Cann& cann) {
   std::string text;
-  if (!cann.missing_operators.empty()) text += "; without " + list(cann.missing_operators);
-  if (!cann.has_hccl) text += "; without HCCL (" + list(cann.missing_hccl) + ")";
+  if (!cann.missing_operators.empty()) text += "; without " + join(cann.missing_operators, ", ");
+  if (!cann.has_hccl) text += "; without HCCL (" + join(cann.missing_hccl, ", ") + ")";
   for (const std::string& note : cann.notes) text += "; " + note;
-  std::string folder;
+  std::string last;  // those of a folder share its name
   for (const std::string& path : cann.libraries) {
     const std::size_t slash = path.rfind('/') + 1;  // 0 where there is none
-    const bool same = !folder.empty() && path.compare(0, slash, folder) == 0 && folder.size() == slash;
-    folder = path.substr(0, slash);
-    text += same ? " " + path.substr(slash) : "; " + path;
+    const std::string folder = path.substr(0, slash);
+    text += slash > 0 && folder == last ? " " + path.substr(slash) : "; " + path;
+    last = folder;
   }
   return text;
 }

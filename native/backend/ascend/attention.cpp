@@ -2,6 +2,7 @@
 // operators take our layout as it is: BSND. A call may be cut into several launches, by batch entry and by
 // head, none of which sees another's numbers: a very long one can trip the watchdog of the device's cores.
 #include <algorithm>
+#include <vector>
 
 #include "backend/ascend/ascend_backend.h"
 
@@ -22,14 +23,26 @@ Tensor first_of(const Tensor& statistics) {
                 {shape[1] * shape[2] * kStatistics, shape[2] * kStatistics, kStatistics}, 0);
 }
 
-}  // namespace
+/// Batch entries and heads of a call that one launch computes.
+struct Part {
+  std::int64_t batch, batches, head, heads;
+  /// Of x [B, ...] with heads along `head_axis`; an axis of length 1 is shared by all. Undefined stays
+  /// undefined.
+  Tensor of(const Tensor& x, int head_axis) const {
+    if (!x) return x;
+    const Tensor entries = x.dim(0) == 1 ? x : x.narrow(0, batch, batches);
+    return entries.dim(head_axis) == 1 ? entries : entries.narrow(head_axis, head, heads);
+  }
+};
 
-std::vector<AttentionPart> attention_parts(std::int64_t batch, std::int64_t heads, std::int64_t scores,
-                                           std::int64_t most) {
+/// In order, each of `most` scores at most: whole batch entries while one fits, else some heads of one, else
+/// one head. most 0: one part.
+std::vector<Part> parts_of(const Tensor& q, const Tensor& k, std::int64_t most) {
+  const std::int64_t batch = q.dim(0), heads = q.dim(2), scores = q.dim(1) * k.dim(1);  // of a head
   const std::int64_t fit = most == 0 ? batch * heads : std::max<std::int64_t>(1, most / scores);
   const std::int64_t batches = std::clamp<std::int64_t>(fit / heads, 1, batch);
   const std::int64_t group = std::min(fit, heads);
-  std::vector<AttentionPart> parts;
+  std::vector<Part> parts;
   for (std::int64_t b = 0; b < batch; b += batches) {
     for (std::int64_t h = 0; h < heads; h += group)
       parts.push_back({b, std::min(batches, batch - b), h, std::min(group, heads - h)});
@@ -37,11 +50,7 @@ std::vector<AttentionPart> attention_parts(std::int64_t batch, std::int64_t head
   return parts;
 }
 
-Tensor AttentionPart::of(const Tensor& x, int head_axis) const {
-  if (!x) return x;
-  const Tensor entries = x.dim(0) == 1 ? x : x.narrow(0, batch, batches);
-  return entries.dim(head_axis) == 1 ? entries : entries.narrow(head_axis, head, heads);
-}
+}  // namespace
 
 Declined AscendBackend::no_attention(const Tensor& q, const OperatorSymbols& call) const {
   if (!call.found()) return std::string("this CANN has no ") + call.name;
@@ -79,7 +88,7 @@ Declined AscendBackend::attention(const Tensor& out, const Tensor& lse, const Te
   if (Declined declined = no_attention(q, ops().aclnnFlashAttentionScore)) return declined;
   if (out.numel() == 0 || k.numel() == 0) return "there are no tokens";
   const Tensor mask = args.causal ? causal_mask(q.dim(1), k.dim(1)) : Tensor();
-  for (const AttentionPart& part : parts_of(q, k))
+  for (const Part& part : parts_of(q, k, settings_.attention_scores))
     attend(part.of(out, 2), part.of(lse, 1), part.of(q, 2), part.of(k, 2), part.of(v, 2), part.of(bias, 1),
            mask, args);
   return {};
@@ -107,10 +116,6 @@ void AscendBackend::attend(const Tensor& out, const Tensor& lse, const Tensor& q
   result.finish();
 }
 
-std::vector<AttentionPart> AscendBackend::parts_of(const Tensor& q, const Tensor& k) const {
-  return attention_parts(q.dim(0), q.dim(2), q.dim(1) * k.dim(1), settings_.attention_scores);
-}
-
 Declined AscendBackend::attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
                                            const Tensor& dout, const Tensor& out, const Tensor& lse,
                                            const Tensor& q, const Tensor& k, const Tensor& v,
@@ -118,7 +123,7 @@ Declined AscendBackend::attention_backward(const Tensor& dq, const Tensor& dk, c
   if (Declined declined = no_attention(q, ops().aclnnFlashAttentionScoreGrad)) return declined;
   if (out.numel() == 0 || k.numel() == 0) return "there are no tokens";
   const Tensor mask = args.causal ? causal_mask(q.dim(1), k.dim(1)) : Tensor();
-  for (const AttentionPart& part : parts_of(q, k)) {
+  for (const Part& part : parts_of(q, k, settings_.attention_scores)) {
     const auto tokens = [&](const Tensor& x) { return part.of(x, 2); };
     attend_backward(tokens(dq), tokens(dk), tokens(dv), tokens(dout), tokens(out), part.of(lse, 1), tokens(q),
                     tokens(k), tokens(v), part.of(bias, 1), mask, args);

@@ -48,12 +48,6 @@ void* find_symbol(const std::vector<Opened>& libraries, const char* name, std::s
   return nullptr;
 }
 
-std::string join(const std::vector<std::string>& parts, const char* separator) {
-  std::string text;
-  for (const std::string& part : parts) text += (text.empty() ? "" : separator) + part;
-  return text;
-}
-
 class Opening {
  public:
   explicit Opening(Surroundings here) : here_(std::move(here)) {}
@@ -197,6 +191,12 @@ class Opening {
 };
 
 }  // namespace
+
+std::string join(const std::vector<std::string>& parts, const char* separator) {
+  std::string text;
+  for (const std::string& part : parts) text += (text.empty() ? "" : separator) + part;
+  return text;
+}
 
 CannVersion read_version(const std::string& text) {
   CannVersion version{0, 0, text};

@@ -44,6 +44,9 @@ struct Cann {
 /// Opens CANN once per process; never closed.
 const Cann& cann();
 
+/// The parts in one text.
+std::string join(const std::vector<std::string>& parts, const char* separator);
+
 /// Looks an operator up in one library that is open already.
 void find_operator(const std::string& library, OperatorSymbols& wanted);
 
