@@ -34,7 +34,7 @@ function onPath(program: string): boolean {
   const folders = isAbsolute(program) ? [""] : (process.env.PATH ?? "").split(delimiter);
   return folders.some((folder) => {
     try {
-      accessSync(folder === "" ? program : join(folder, program), constants.X_OK);
+      accessSync(join(folder, program), constants.X_OK);
       return true;
     } catch {
       return false;
@@ -72,13 +72,17 @@ export function buildNative(root: string = packageRoot, options: BuildOptions = 
     });
   }
   const cmakeJs = createRequire(join(root, "package.json")).resolve("cmake-js/bin/cmake-js");
-  const args = [cmakeJs, "build", "-d", root, "-p", String(availableParallelism())];
+  const args = ["-d", root, "-p", String(availableParallelism())];
   if (options.cuda) args.push("--CDDANCEFLUX_CUDA=ON");
   if (options.wheels) args.push(`--CDDANCEFLUX_CUDA_WHEELS=${resolve(options.wheels)}`);
-  const result = spawnSync(process.execPath, args, { cwd: root, stdio: ["ignore", 2, 2] });
+  const run = (step: string) =>
+    spawnSync(process.execPath, [cmakeJs, step, ...args], { cwd: root, stdio: ["ignore", 2, 2] }).status;
+  // "build" alone would not look at the definitions of a folder that is configured already.
+  const configured = run("configure");
+  const status = configured === 0 ? run("build") : configured;
   const addon = findAddon(root);
-  if (result.status !== 0 || addon === undefined) {
-    throw new DanceError("ERR_BUILD", `build: cmake-js ended with status ${result.status}`, {
+  if (status !== 0 || addon === undefined) {
+    throw new DanceError("ERR_BUILD", `build: cmake-js ended with status ${status}`, {
       hint: "the compiler's words are above",
     });
   }

@@ -9,7 +9,7 @@ const RECORDS = `
 const { mkdirSync, writeFileSync } = require("node:fs");
 mkdirSync("build/Release", { recursive: true });
 writeFileSync("build/Release/danceflux.node", "");
-writeFileSync("asked.json", JSON.stringify(process.argv.slice(2)));`;
+for (const name of ["asked", process.argv[2]]) writeFileSync(name + ".json", JSON.stringify(process.argv.slice(2)));`;
 
 let root: string;
 let bin: string;
@@ -21,7 +21,8 @@ const tool = (name: string) => {
   write(`bin/${name}`, "#!/bin/sh\n");
   chmodSync(join(bin, name), 0o755);
 };
-const asked = (): string[] => JSON.parse(readFileSync(join(root, "asked.json"), "utf8"));
+/** In the last step, or in the one named. */
+const asked = (step = "asked"): string[] => JSON.parse(readFileSync(join(root, `${step}.json`), "utf8"));
 
 beforeEach(() => {
   root = mkdtempSync(join(tmpdir(), "danceflux-build-"));
@@ -53,6 +54,8 @@ describe.skipIf(process.env.PREBUILDS_ONLY)("danceflux build", () => {
       "--CDDANCEFLUX_CUDA=ON",
       `--CDDANCEFLUX_CUDA_WHEELS=${join(process.cwd(), "wheels", "nvidia")}`,
     ]);
+    // A folder that was built without it before is configured anew.
+    expect(asked("configure").slice(1)).toEqual(asked("build").slice(1));
   });
 
   it("names every tool that is missing, nvcc only where it is wanted", () => {
