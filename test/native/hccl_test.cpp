@@ -44,6 +44,14 @@ std::string heard(const Rank& rank, const std::function<Event()>& call) {
   });
 }
 
+/// A control of the double; null on hardware, and before CANN is open.
+template <class Function>
+Function* control(const char* name) {
+  return reinterpret_cast<Function*>(dlsym(RTLD_DEFAULT, name));
+}
+
+using SetFault = void(const char* function, std::uint64_t nth, int code);
+
 /// How ranks that do not even connect fail the test.
 std::string failure_of(const std::function<void()>& run) {
   try {
@@ -134,8 +142,7 @@ TEST("hccl ranks: abort ends what waits") {
 
 TEST("hccl ranks: what HCCL refuses is told with its words") {
   on_threads(2, over_hccl(), [](const Rank& rank) {
-    const auto set_fault = reinterpret_cast<void (*)(const char*, std::uint64_t, int)>(
-        dlsym(RTLD_DEFAULT, "ascend_double_set_fault"));
+    const auto set_fault = control<SetFault>("ascend_double_set_fault");
     if (!set_fault || rank.rank == 1) return;
     const Tensor x = rank.device.empty({10});
     rank.device.fill(x, 1);
@@ -148,8 +155,7 @@ TEST("hccl ranks: what HCCL refuses is told with its words") {
 
 TEST("hccl ranks: a link that HCCL calls lost ends the wait before the deadline") {
   on_threads(2, over_hccl(), [](const Rank& rank) {
-    const auto set =
-        reinterpret_cast<void (*)(const char*, const char*)>(dlsym(RTLD_DEFAULT, "ascend_double_set"));
+    const auto set = control<void(const char*, const char*)>("ascend_double_set");
     if (!set) return;
     const Tensor x = rank.device.empty({10});
     rank.device.fill(x, 1);
@@ -188,9 +194,8 @@ TEST("hccl ranks: ranks that a table lists meet by it") {
 TEST("hccl ranks: a failure of any function is told with its name, and no rank waits on") {
   over_hccl();
   const auto device = open_backend("ascend", 0, "{}");  // opens CANN
-  const auto set_fault = reinterpret_cast<void (*)(const char*, std::uint64_t, int)>(
-      dlsym(RTLD_DEFAULT, "ascend_double_set_fault"));
-  const auto clear_faults = reinterpret_cast<void (*)()>(dlsym(RTLD_DEFAULT, "ascend_double_clear_faults"));
+  const auto set_fault = control<SetFault>("ascend_double_set_fault");
+  const auto clear_faults = control<void()>("ascend_double_clear_faults");
   if (!set_fault || !clear_faults) throw Skipped{"no test double here"};
   const auto every_call = [](const Rank& rank) {
     const Tensor x = rank.device.empty({8}), half = rank.device.empty({4});
