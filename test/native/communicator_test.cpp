@@ -45,7 +45,7 @@ TEST("communicator: exact integers on 1 to 8 ranks that are processes") {
   }
 }
 
-TEST("communicator: ranks put on one core part, and may run where they might before") {
+TEST("communicator: ranks held on one core work, and may run where they might before") {
   const auto answers = in_processes(2, {}, [](const Rank& rank) -> std::string {
     cpu_set_t everywhere, first;
     CHECK(sched_getaffinity(0, sizeof everywhere, &everywhere) == 0);
