@@ -1,18 +1,21 @@
 /** Devices as users see them: opened by name, with typed options, disposed explicitly. */
 import { DanceError } from "./errors.js";
 import { type MemoryReport, type NativeDevice, native } from "./native.js";
-import { checkDeviceOptions, type DeviceOptions } from "./options.js";
+import { checkDeviceOptions, type Determinism, type DeviceOptions } from "./options.js";
 
 /** A device with its thread. Everything made on it dies with it. */
 export class Device implements Disposable {
   readonly handle: NativeDevice;
   readonly options: Readonly<DeviceOptions>;
+  /** With `strict`, what is computed for a row does not depend on how many rows there are. The CPU is always strict. */
+  readonly determinism: Determinism;
   #open = true;
 
   /** Use {@link openDevice}. */
-  constructor(handle: NativeDevice, options: DeviceOptions) {
+  constructor(handle: NativeDevice, options: DeviceOptions, determinism: Determinism = "strict") {
     this.handle = handle;
     this.options = options;
+    this.determinism = determinism;
   }
 
   /** `cpu`, `cuda:0`, `ascend:3` */
@@ -54,11 +57,11 @@ export class Device implements Disposable {
  */
 export function openDevice(name = "cpu", options: DeviceOptions = {}): Device {
   const { determinism, ...checked } = checkDeviceOptions(name, options);
-  // The CPU is always strict, and its engine knows no such option.
-  const told =
-    determinism === undefined || name.split(":")[0] === "cpu" ? checked : { determinism, ...checked };
+  // The CPU's engine knows no such option.
+  const level = name.split(":")[0] === "cpu" ? undefined : determinism;
+  const told = level === undefined ? checked : { determinism: level, ...checked };
   try {
-    return new Device(native().openDevice(name, JSON.stringify(told)), options);
+    return new Device(native().openDevice(name, JSON.stringify(told)), options, level);
   } catch (error) {
     throw DanceError.from(error);
   }

@@ -144,7 +144,12 @@ export interface FluxInputs {
   guidance: number[];
   gridRows: number;
   gridColumns: number;
+  /** Per batch row, a row of what `modulations` answered for its timestep, guidance and prompt; absent: made anew. */
+  modulations?: { tensor: NativeTensor; row: number }[];
 }
+
+/** What steers the blocks of a transformer, one row per timestep; fields as in {@link FluxInputs}. */
+export type ModulationInputs = Pick<FluxInputs, "prompts" | "pooled" | "timesteps" | "guidance">;
 
 export type StepKind = "dance-sde" | "flow-sde" | "cps" | "ode";
 
@@ -202,6 +207,11 @@ export interface PolicyStep extends FluxInputs, StepOptions {
 
 export interface NativeFlux extends NativeModel {
   velocity(inputs: FluxInputs): NativeJob<NativeTensor>;
+  /**
+   * Shifts, scales and gates of all blocks [R, M] for R timesteps at once, good as long as the weights stay: the modulation's weights are
+   * read once, not once a step.
+   */
+  modulations(inputs: ModulationInputs): NativeJob<NativeTensor>;
   /** Adds the gradients of sum(velocity * dVelocity) to those of the trainable parameters; for comparison and tests. */
   velocityGradient(
     inputs: FluxInputs,

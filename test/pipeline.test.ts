@@ -6,7 +6,7 @@ import { EmbeddingStore } from "../lib/grpo/embeddings.js";
 import { loadPipeline } from "../lib/models/pipeline.js";
 import type { Pipeline } from "../lib/models/types.js";
 import { type NativeTensor, native, runJob } from "../lib/native.js";
-import { guidanceOf, type SamplePlan, samplePlan, timestepOf } from "../lib/sample/sampler.js";
+import { guidanceOf, type SamplePlan, sampleBatch, samplePlan, timestepOf } from "../lib/sample/sampler.js";
 import { floatInput, inputShape, readCase, readGoldens, relativeError } from "./fixtures/cases.js";
 import { testDevice, testFolder } from "./support/device.js";
 import { smallPipeline, writeSmallPipeline } from "./support/pipeline.js";
@@ -110,6 +110,55 @@ describe("sampling without noise", () => {
       expect(Math.abs(byte - level * 255)).toBeLessThanOrEqual(0.501);
     });
     for (const thing of [latents, images, pipeline]) thing.dispose();
+  });
+});
+
+describe("the modulations of a batch", () => {
+  const rollout = async (model: string, prompts: number[], tables: boolean) => {
+    using pipeline = await smallPipeline(device, join(folder, model));
+    const embeddings = await pipeline.encodePrompts(["a cat", "the dog"]);
+    const plan = samplePlan(pipeline, {
+      ...{ width: run.width as number, height: run.height as number, steps: 5, shift: 3 },
+      ...{ kind: "dance-sde", eta: 0.3, guidance: 3.5 },
+    });
+    const { transformer } = pipeline;
+    const asked: string[] = [];
+    const counting = new Proxy(transformer, {
+      get: (target, name) => {
+        const member = Reflect.get(target, name, target) as (...args: unknown[]) => unknown;
+        return (...args: unknown[]) => {
+          asked.push(String(name));
+          return member.apply(target, args);
+        };
+      },
+    });
+    const strange = { ...pipeline, transformer: counting } as unknown as Pipeline;
+    const level = tables ? "strict" : "run-to-run";
+    Object.defineProperty(strange, "device", {
+      value: Object.create(device, { determinism: { value: level }, handle: { value: device.handle } }),
+    });
+    using way = await sampleBatch(
+      strange,
+      plan,
+      prompts.map((prompt, sample) => ({
+        embedding: embeddings[prompt]!,
+        initial: { ...KEY, prompt, sample },
+        stepNoise: (step) => ({ ...KEY, prompt, sample, timestep: step + 1 }),
+      })),
+      { keep: true },
+    );
+    const pictures = [...(await runJob(way.final.download()))];
+    return { asked, pictures, logProbs: way.steps.map((step) => [...step.logProbs]) };
+  };
+
+  it("are made once for all its steps, and change nothing", async () => {
+    const once = await rollout("tables", [0, 1, 1], true);
+    const each = await rollout("tables", [0, 1, 1], false);
+    expect(once.asked).toEqual(["modulations", ...Array(5).fill("sampleStep")]);
+    expect(each.asked).toEqual(Array(5).fill("sampleStep"));
+    expect(once.pictures).toEqual(each.pictures);
+    expect(once.logProbs).toEqual(each.logProbs);
+    expect(once.logProbs.length).toBe(4);
   });
 });
 

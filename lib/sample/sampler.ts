@@ -161,6 +161,37 @@ export function sharedEmbeddings(rows: { embedding: PromptEmbedding }[]): {
   };
 }
 
+/** A table of modulations is not made where it would be larger. */
+const MOST_TABLE_BYTES = 256 * 2 ** 20;
+
+/**
+ * The modulations of all steps and prompts of a batch, row `step * prompts + prompt`: the weights that make them are read once instead of
+ * once a step. Undefined where rows could come out otherwise than they do in the update, or where the table would be large.
+ */
+async function modulationTable(
+  pipeline: Pipeline,
+  plan: SamplePlan,
+  pooled: NativeTensor[],
+  signal: AbortSignal | undefined,
+): Promise<NativeTensor | undefined> {
+  const { config, device, transformer } = pipeline;
+  const steps = plan.kinds.length;
+  const rows = steps * pooled.length;
+  const width = config.numAttentionHeads * config.attentionHeadDim;
+  const perRow = 4 * width * (12 * config.numLayers + 3 * config.numSingleLayers + 2);
+  if (device.determinism !== "strict" || rows * perRow > MOST_TABLE_BYTES) return undefined;
+  const row = Array.from({ length: rows }, (_, index) => index);
+  return runJob(
+    transformer.modulations({
+      pooled,
+      prompts: row.map((index) => index % pooled.length),
+      timesteps: row.map((index) => timestepOf(plan, Math.floor(index / pooled.length))),
+      guidance: guidanceOf(pipeline, plan, rows),
+    }),
+    signal,
+  );
+}
+
 /**
  * Samples one batch. With `keep` every noisy step's latents stay on the device with their log probabilities.
  *
@@ -187,6 +218,9 @@ export async function sampleBatch(
   );
   alive.add(latents);
   try {
+    // Whoever watches sees every op of every step.
+    const table = watch ? undefined : await modulationTable(pipeline, plan, shared.pooled, signal);
+    if (table) alive.add(table);
     for (let step = 0; step < plan.kinds.length; step++) {
       const kind = plan.kinds[step]!;
       await watch?.before(step, latents);
@@ -194,6 +228,12 @@ export async function sampleBatch(
         pipeline.transformer.sampleStep({
           ...shared,
           latents: rows.map((_, row) => ({ tensor: latents, row })),
+          ...(table && {
+            modulations: shared.prompts.map((prompt) => ({
+              tensor: table,
+              row: step * shared.pooled.length + prompt,
+            })),
+          }),
           timesteps: Array(rows.length).fill(timestepOf(plan, step)),
           guidance,
           gridRows: plan.grid.rows,
@@ -217,6 +257,7 @@ export async function sampleBatch(
       else if (!steps.some((taken) => taken.next === latents)) release(alive, latents);
       latents = result.latents;
     }
+    if (table) release(alive, table);
     // Only now does the host wait for the device.
     const taken: TakenStep[] = [];
     for (const { logProbs, ...entry } of steps) {

@@ -30,16 +30,24 @@ std::vector<Tensor> to_tensors(const Napi::Value& value, const char* name) {
   return tensors;
 }
 
-PolicyInputs to_inputs(const Napi::Object& object) {
+/// What steers the blocks: prompt, time and guidance.
+PolicyInputs to_steering(const Napi::Object& object) {
   PolicyInputs inputs;
-  inputs.latents = to_rows(field(object, "latents"), "latents");
   const Napi::Array prompts = to_array(field(object, "prompts"), "prompts");
   for (std::uint32_t i = 0; i < prompts.Length(); ++i)
     inputs.prompts.push_back(to_integer(prompts.Get(i), "prompts"));
-  inputs.text = to_tensors(field(object, "text"), "text");
   inputs.pooled = to_tensors(field(object, "pooled"), "pooled");
   inputs.timesteps = to_floats(field(object, "timesteps"), "timesteps");
   inputs.guidance = to_floats(field(object, "guidance"), "guidance");
+  return inputs;
+}
+
+PolicyInputs to_inputs(const Napi::Object& object) {
+  PolicyInputs inputs = to_steering(object);
+  inputs.latents = to_rows(field(object, "latents"), "latents");
+  inputs.text = to_tensors(field(object, "text"), "text");
+  const Napi::Value modulations = object.Get("modulations");
+  if (!modulations.IsUndefined()) inputs.modulations = to_rows(modulations, "modulations");
   inputs.grid_rows = int_field(object, "gridRows");
   inputs.grid_columns = int_field(object, "gridColumns");
   require(inputs.prompts.size() == inputs.latents.size(), "ERR_ARGUMENT", "prompts: expected ",
@@ -77,6 +85,7 @@ class FluxWrap : public ModelWrap<FluxWrap, models::FluxTransformer> {
   using Base::Base;
   static std::vector<Napi::ClassPropertyDescriptor<FluxWrap>> own_methods() {
     return {InstanceMethod<&FluxWrap::velocity>("velocity"),
+            InstanceMethod<&FluxWrap::modulations>("modulations"),
             InstanceMethod<&FluxWrap::velocity_gradient>("velocityGradient"),
             InstanceMethod<&FluxWrap::sample_step>("sampleStep"),
             InstanceMethod<&FluxWrap::policy_step>("policyStep")};
@@ -90,6 +99,18 @@ class FluxWrap : public ModelWrap<FluxWrap, models::FluxTransformer> {
           info.Env(),
           [inputs = std::move(inputs)](models::FluxTransformer& model) {
             return train::predict(model, inputs);
+          },
+          as_handle());
+    });
+  }
+
+  Napi::Value modulations(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&] {
+      auto inputs = to_steering(to_object(info[0], "inputs"));
+      return run(
+          info.Env(),
+          [inputs = std::move(inputs)](models::FluxTransformer& model) {
+            return train::modulations(model, inputs);
           },
           as_handle());
     });

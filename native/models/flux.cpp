@@ -193,25 +193,51 @@ FluxTransformer::FluxTransformer(const FluxConfig& config)
   }
 }
 
+namespace {
+
+void check_shape(const char* what, const Tensor& x, const Shape& wanted, bool once_is_enough) {
+  const bool defined = x.defined() && x.rank() == wanted.rank();
+  bool good = defined && (x.dim(0) == wanted[0] || (once_is_enough && x.dim(0) == 1));
+  for (int axis = 1; good && axis < wanted.rank(); ++axis) good = x.dim(axis) == wanted[axis];
+  require(good, "ERR_SHAPE", "flux: expected ", what, " of shape ", wanted,
+          once_is_enough ? " (or 1 for all)" : "", ", got ",
+          defined || x.defined() ? x.shape().string() : "nothing");
+}
+
+/// Hands the blocks their modulations in order: made for them, or cut from rows that were made before.
+class Steering {
+ public:
+  Steering(Tensor temb, Tensor ready) : temb_(std::move(temb)), ready_(std::move(ready)) {}
+  template <class Make>
+  Tensor next(std::int64_t width, const Make& make) {
+    if (!ready_) return make(temb_);
+    at_ += width;
+    return ops::narrow(ready_, 1, at_ - width, width);
+  }
+
+ private:
+  Tensor temb_, ready_;
+  std::int64_t at_ = 0;
+};
+
+}  // namespace
+
 void FluxTransformer::check(const FluxInputs& in) const {
-  const auto matches = [&](const char* what, const Tensor& x, const Shape& wanted, bool once_is_enough) {
-    const bool defined = x.defined() && x.rank() == wanted.rank();
-    bool good = defined && (x.dim(0) == wanted[0] || (once_is_enough && x.dim(0) == 1));
-    for (int axis = 1; good && axis < wanted.rank(); ++axis) good = x.dim(axis) == wanted[axis];
-    require(good, "ERR_SHAPE", "flux: expected ", what, " of shape ", wanted,
-            once_is_enough ? " (or 1 for all)" : "", ", got ",
-            defined || x.defined() ? x.shape().string() : "nothing");
-  };
   const std::int64_t batch = in.latents.defined() && in.latents.rank() == 3 ? in.latents.dim(0) : 1;
   const std::int64_t words = in.text.defined() && in.text.rank() == 3 ? in.text.dim(1) : 1;
   require(in.grid_rows > 0 && in.grid_cols > 0, "ERR_SHAPE", "flux: expected a grid of at least 1 x 1, got ",
           in.grid_rows, " x ", in.grid_cols);
   require(batch > 0 && words > 0, "ERR_SHAPE", "flux: expected at least one row and one text token, got ",
           batch, " and ", words);
-  matches("latents", in.latents, {batch, std::int64_t{in.grid_rows} * in.grid_cols, config_.in_channels},
-          false);
-  matches("text", in.text, {batch, words, config_.joint_attention_dim}, true);
-  matches("pooled", in.pooled, {batch, config_.pooled_projection_dim}, true);
+  check_shape("latents", in.latents, {batch, std::int64_t{in.grid_rows} * in.grid_cols, config_.in_channels},
+              false);
+  check_shape("text", in.text, {batch, words, config_.joint_attention_dim}, true);
+  if (in.modulations) return check_shape("modulations", in.modulations, {batch, modulation_width()}, false);
+  check_steering(in, batch);
+}
+
+void FluxTransformer::check_steering(const FluxInputs& in, std::int64_t batch) const {
+  check_shape("pooled", in.pooled, {batch, config_.pooled_projection_dim}, true);
   require(static_cast<std::int64_t>(in.timesteps.size()) == batch, "ERR_SHAPE", "flux: expected ", batch,
           " timesteps, got ", in.timesteps.size());
   const std::int64_t guidances = config_.guidance_embeds ? batch : 0;
@@ -230,6 +256,29 @@ Tensor FluxTransformer::time_text_embedding(const FluxInputs& in) const {
   return ops::add(temb, text_embedder_(activation(in.pooled)));
 }
 
+std::int64_t FluxTransformer::modulation_width() const {
+  return std::int64_t{config_.width()} * (12 * config_.num_layers + 3 * config_.num_single_layers + 2);
+}
+
+Tensor FluxTransformer::modulations(const std::vector<float>& timesteps, const std::vector<float>& guidance,
+                                    const Tensor& pooled) {
+  FluxInputs in;
+  in.timesteps = timesteps;
+  in.guidance = guidance;
+  in.pooled = pooled;
+  require(!timesteps.empty(), "ERR_SHAPE", "flux: expected at least one timestep, got none");
+  check_steering(in, static_cast<std::int64_t>(timesteps.size()));
+  const Tensor temb = ops::silu(time_text_embedding(in));
+  std::vector<Tensor> parts;  // in the order in which forward() asks
+  for (const DoubleBlock& block : transformer_blocks_) {
+    parts.push_back(block.image.modulation(temb));
+    parts.push_back(block.text.modulation(temb));
+  }
+  for (const SingleBlock& block : single_transformer_blocks_) parts.push_back(block.modulation(temb));
+  parts.push_back(norm_out_(temb));
+  return ops::concat(parts, 1);
+}
+
 Rotation FluxTransformer::rotation(int text, int rows, int cols) {
   const auto key = std::tuple<const Backend*, int, int, int>(&device(), text, rows, cols);
   if (const auto found = rotations_.find(key); found != rotations_.end()) return found->second;
@@ -244,10 +293,11 @@ Tensor FluxTransformer::forward(const FluxInputs& in, int recompute_blocks) {
   const BlockScope whole("flux");
   whole.input(0, in.latents);
   whole.input(1, in.text);
-  whole.input(2, in.pooled);
+  if (in.pooled) whole.input(2, in.pooled);
   const std::int64_t batch = in.latents.dim(0), words = in.text.dim(1), patches = in.latents.dim(1);
   const Rotation turn = rotation(static_cast<int>(words), in.grid_rows, in.grid_cols);
-  const Tensor temb = ops::silu(time_text_embedding(in));
+  const std::int64_t width = config_.width();
+  Steering steering(in.modulations ? Tensor{} : ops::silu(time_text_embedding(in)), in.modulations);
 
   // A block's modulation stays outside its recomputed part: temb then gathers its gradients from all blocks
   // in one order, whether blocks are run again or not.
@@ -260,25 +310,31 @@ Tensor FluxTransformer::forward(const FluxInputs& in, int recompute_blocks) {
   };
 
   Tensor image = x_embedder_(activation(in.latents));
-  Tensor text = ops::expand(context_embedder_(activation(in.text)), {batch, words, config_.width()});
+  Tensor text = ops::expand(context_embedder_(activation(in.text)), {batch, words, width});
   for (const DoubleBlock& block : transformer_blocks_) {
+    const auto make = [&](const Stream& stream) {
+      return steering.next(6 * width, [&](const Tensor& temb) { return stream.modulation(temb); });
+    };
+    const Tensor image_steering = make(block.image), text_steering = make(block.text);
     const auto both = run(
         [&block, turn](std::span<const Tensor> x) {
           const auto [i, t] = block({x[0], x[1]}, {x[2], x[3]}, turn);
           return std::vector<Tensor>{i, t};
         },
-        {image, text, block.image.modulation(temb), block.text.modulation(temb)});
+        {image, text, image_steering, text_steering});
     image = both[0];
     text = both[1];
   }
   Tensor x = join(text, image);
   for (const SingleBlock& block : single_transformer_blocks_) {
+    const Tensor steered =
+        steering.next(3 * width, [&](const Tensor& temb) { return block.modulation(temb); });
     x = run(
         [&block, turn](std::span<const Tensor> in) { return std::vector<Tensor>{block(in[0], in[1], turn)}; },
-        {x, block.modulation(temb)})[0];
+        {x, steered})[0];
   }
-  const auto last =
-      chunks(norm_out_(temb), 2);  // scale, then shift: the one place where they come in this order
+  // Scale, then shift: the one place where they come in this order.
+  const auto last = chunks(steering.next(2 * width, [&](const Tensor& temb) { return norm_out_(temb); }), 2);
   const Tensor velocity = proj_out_(modulated(ops::narrow(x, 1, words, patches), {last[1], last[0], {}}));
   const Tensor result = velocity.dtype() == DType::f32 ? velocity : ops::cast(velocity, DType::f32);
   whole.output(0, result);

@@ -33,6 +33,9 @@ struct FluxInputs {
   std::vector<float> timesteps;  // [B], as the network sees them: 0..1000
   std::vector<float> guidance;   // [B], times 1000; empty for a model without guidance
   int grid_rows = 0, grid_cols = 0;
+  /// [B, modulation_width()], rows of what modulations() gave for these timesteps, guidance and pooled: the
+  /// three are then not looked at.
+  Tensor modulations = {};
 };
 
 /// Rotations for a run of tokens, cos and sin [L, K/2].
@@ -116,10 +119,18 @@ class FluxTransformer : public nn::Module {
   /// keep only their inputs while a tape is open and run again in backward, with bitwise the same gradients.
   /// No row depends on B. Throws ERR_SHAPE when the inputs disagree with the config or with each other.
   Tensor forward(const FluxInputs& inputs, int recompute_blocks = 0);
+  /// All that time, guidance and prompt tell the blocks, as long as the weights stay: [R, modulation_width()]
+  /// in the activation dtype, a row for each timestep; pooled [R or 1, pooled_projection_dim]. A rollout
+  /// knows all its timesteps: asked for at once, the modulation's weights (a quarter of the model) are read
+  /// once instead of once a step. Throws ERR_SHAPE.
+  Tensor modulations(const std::vector<float>& timesteps, const std::vector<float>& guidance,
+                     const Tensor& pooled);
+  std::int64_t modulation_width() const;
   const FluxConfig& config() const { return config_; }
 
  private:
   void check(const FluxInputs& inputs) const;
+  void check_steering(const FluxInputs& inputs, std::int64_t batch) const;
   Tensor time_text_embedding(const FluxInputs& inputs) const;
   Rotation rotation(int text, int rows, int cols);
 

@@ -33,6 +33,7 @@ models::FluxInputs model_inputs(const PolicyInputs& inputs) {
   result.guidance = inputs.guidance;
   result.grid_rows = inputs.grid_rows;
   result.grid_cols = inputs.grid_columns;
+  if (!inputs.modulations.empty()) result.modulations = gather(inputs.modulations, "modulations");
   return result;
 }
 
@@ -53,8 +54,8 @@ Tensor noise_tensor(const StepNoise& noise, const Tensor& like) {
 
 }  // namespace
 
-Tensor gather(std::span<const RowOf> picked) {
-  require(!picked.empty(), "ERR_SHAPE", "latents: expected at least one row");
+Tensor gather(std::span<const RowOf> picked, const char* what) {
+  require(!picked.empty(), "ERR_SHAPE", what, ": expected at least one row");
   std::vector<Tensor> rows;
   for (std::size_t first = 0; first < picked.size();) {  // runs of neighbouring rows stay together
     std::size_t last = first + 1;
@@ -81,6 +82,11 @@ Tensor keyed_noise(Backend& device, std::span<const NoiseKey> keys, const Shape&
 
 Tensor predict(models::FluxTransformer& model, const PolicyInputs& inputs) {
   return as_f32(model.forward(model_inputs(inputs)));
+}
+
+Tensor modulations(models::FluxTransformer& model, const PolicyInputs& inputs) {
+  return model.modulations(inputs.timesteps, inputs.guidance,
+                           rows_of_prompts(inputs.pooled, inputs.prompts, "pooled"));
 }
 
 SampleReport sample_step(models::FluxTransformer& model, const PolicyInputs& inputs, const StepPlan& plan,

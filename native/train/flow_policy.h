@@ -30,6 +30,7 @@ struct PolicyInputs {
   std::vector<float> timesteps;       // per row, 0 to 1000, as the network sees them
   std::vector<float> guidance;        // per row, times 1000; empty without guidance
   int grid_rows = 0, grid_columns = 0;
+  std::vector<RowOf> modulations;  // per row, of a tensor that modulations() gave; or none
 };
 
 struct StepPlan {
@@ -59,12 +60,15 @@ struct PolicyReport {
   Tensor numbers;  // [3, B] f32: ratios, log probabilities and losses; on the device as well
 };
 
-/// The rows of `picked` as one tensor [B, L, C].
-Tensor gather(std::span<const RowOf> picked);
+/// The rows of `picked` as one tensor [B, ...].
+Tensor gather(std::span<const RowOf> picked, const char* what = "latents");
 /// Keyed standard normals [keys, dims...] f32, made on the host.
 Tensor keyed_noise(Backend& device, std::span<const NoiseKey> keys, const Shape& dims);
 
 Tensor predict(models::FluxTransformer& model, const PolicyInputs& inputs);
+/// FluxTransformer::modulations() of a row per timestep; looks at prompts, pooled, timesteps and guidance
+/// alone.
+Tensor modulations(models::FluxTransformer& model, const PolicyInputs& inputs);
 SampleReport sample_step(models::FluxTransformer& model, const PolicyInputs& inputs, const StepPlan& plan,
                          const StepNoise& noise, bool denoised);
 /// Adds the gradient of sum(losses) / loss_divisor to the trainable parameters'.

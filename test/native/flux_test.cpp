@@ -190,6 +190,39 @@ TEST("flux: a row does not depend on the batch, nor on text given once") {
   }
 }
 
+TEST("flux: modulations made beforehand give the same bits, whatever rows they are made with") {
+  for (const char* name : {"flux-guidance", "flux-plain", "flux-deep"}) {
+    const GoldenCase source = read_case(name);
+    for (const auto& device : model_devices()) {
+      LoadedFlux flux(source, *device);
+      const auto inputs = flux_inputs(*device, source.runs()[0], flux.config);
+      const auto rows = static_cast<std::int64_t>(inputs.timesteps.size());
+      // Rows of others before and after: a rollout's other steps.
+      std::vector<float> timesteps{900}, guidance = inputs.guidance;
+      timesteps.insert(timesteps.end(), inputs.timesteps.begin(), inputs.timesteps.end());
+      timesteps.insert(timesteps.end(), {10, 20, 30});
+      if (!guidance.empty()) {
+        guidance.insert(guidance.begin(), 1000);
+        guidance.insert(guidance.end(), {1000, 2000, 3000});
+      }
+      std::vector<Tensor> pooled{inputs.pooled.narrow(0, 0, 1), inputs.pooled};
+      for (int more = 0; more < 3; ++more) pooled.push_back(inputs.pooled.narrow(0, 0, 1));
+      const Tensor table = flux.model.modulations(timesteps, guidance, ops::concat(pooled, 0));
+      CHECK(table.shape() == (Shape{rows + 4, flux.model.modulation_width()}));
+      const auto direct = ops::to_host(flux.model.forward(inputs));
+      auto ready = inputs;
+      ready.modulations = table.narrow(0, 1, rows);
+      ready.timesteps.clear();
+      ready.guidance.clear();
+      ready.pooled = {};
+      if (!same_bits(ops::to_host(flux.model.forward(ready)), direct))
+        fail_at(__FILE__, __LINE__, name, " on ", device->name(), ": other bits");
+      ready.modulations = table.narrow(0, 0, rows);
+      CHECK(!same_bits(ops::to_host(flux.model.forward(ready)), direct));
+    }
+  }
+}
+
 TEST("flux: inputs that disagree are refused by name") {
   const GoldenCase source = read_case("flux-guidance");
   const auto device = cpu_device(1);
@@ -215,6 +248,9 @@ TEST("flux: inputs that disagree are refused by name") {
   refused([](auto& in) { in.pooled = in.latents; }, "pooled");
   refused([](auto& in) { in.timesteps.push_back(1); }, "timesteps");
   refused([](auto& in) { in.guidance.clear(); }, "guidance");
+  refused([](auto& in) { in.modulations = in.pooled; }, "modulations");
+  CHECK_THROWS("ERR_SHAPE", flux.model.modulations({}, {}, good.pooled));
+  CHECK_THROWS("ERR_SHAPE", flux.model.modulations({1, 2, 3}, {1000}, good.pooled));
   models::FluxConfig config = flux.config;
   config.axes_dims_rope = {4, 6, 4};
   CHECK_THROWS("ERR_SHAPE", models::FluxTransformer(config));
