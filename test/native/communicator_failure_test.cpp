@@ -229,7 +229,7 @@ TEST("communicator segment: a hostile header or file is refused") {
   };
   using Header = cpu::SegmentHeader;
   refused(0, "nonsense", "expected a danceflux segment");
-  refused(header(offsetof(Header, version)), "zzzz", "expected a segment of version 2");
+  refused(header(offsetof(Header, version)), "zzzz", "expected a segment of version 3");
   refused(header(offsetof(Header, ranks)), std::string("\xff\xff\xff\x7f", 4),
           "expected a segment for 2 ranks");
   refused(header(offsetof(Header, slot_bytes)), std::string(8, '\xff'), "expected a segment for 2 ranks");

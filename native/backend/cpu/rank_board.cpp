@@ -17,8 +17,8 @@ namespace danceflux::cpu {
 namespace {
 
 // Where every rank has a core of its own, the next piece is there within this time; otherwise the core is
-// better given away.
-constexpr std::chrono::microseconds kSpin{40};
+// better given away. Where waking a rank takes its time, that is added: see woken_after().
+constexpr std::chrono::microseconds kSpin{40}, kLongestWake{300};
 // How soon a death or a stopped job is noticed.
 constexpr std::chrono::milliseconds kSlice{20};
 // How often a rank moves to another core at most: a move costs tens of microseconds.
@@ -44,6 +44,12 @@ void leave_core(std::uint32_t core) noexcept {
 
 std::chrono::microseconds micros(double seconds) {
   return std::chrono::microseconds(std::llround(std::clamp(seconds, 0.0, kLongest) * 1e6));
+}
+
+std::int64_t nanoseconds_now() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 std::string seconds_of(std::chrono::microseconds time) {
@@ -86,10 +92,12 @@ void RankBoard::attach() {
 
 void RankBoard::publish(Phase phase, std::uint32_t value) {
   RankEntry& own = segment_.entry(rank_);
-  own.core.store(this_core(), std::memory_order_relaxed);
+  tell_core();
   // The value before the question who sleeps, as a sleeper asks in the other order: no wake-up is lost.
   own.phase[phase].store(value, std::memory_order_seq_cst);
-  if (own.sleepers.load(std::memory_order_seq_cst) != 0) wake_all(own.phase[phase]);
+  if (own.sleepers.load(std::memory_order_seq_cst) == 0) return;
+  own.woke_at.store(nanoseconds_now(), std::memory_order_release);
+  wake_all(own.phase[phase]);
 }
 
 void RankBoard::wait(Phase phase, std::uint32_t value) {
@@ -97,16 +105,36 @@ void RankBoard::wait(Phase phase, std::uint32_t value) {
 }
 
 // The kernel likes to wake a thread where its waker runs, and then leaves both there: each would spin away
-// the time in which the other could work. The higher rank moves.
+// the time in which the other could work. Whoever waits moves: the other one has work to do there, and may
+// never come to wait.
 bool RankBoard::worth_spinning(int other) {
   if (spin_.count() == 0) return false;
+  tell_core();
   const std::uint32_t core = segment_.entry(other).core.load(std::memory_order_relaxed);
   if (core != this_core()) return true;
   const auto now = std::chrono::steady_clock::now();
-  if (rank_ < other || now - parted_ < kPartAgain) return false;
+  if (now - parted_ < kPartAgain) return false;
   parted_ = now;
   leave_core(core);
+  tell_core();
   return this_core() != core;
+}
+
+void RankBoard::tell_core() {
+  std::atomic<std::uint32_t>& told = segment_.entry(rank_).core;
+  const std::uint32_t core = this_core();
+  if (told.load(std::memory_order_relaxed) != core) told.store(core, std::memory_order_relaxed);
+}
+
+// A rank that slept comes late by as long as its waking takes, and one that spins for less than that sleeps
+// in its turn: so both would go on, a piece for every two wake-ups. A core that has halted takes 60 to 100 us
+// to wake on some virtual machines.
+void RankBoard::woken_after(std::int64_t asleep, std::int64_t woken) {
+  const std::int64_t now = nanoseconds_now();
+  if (spin_.count() == 0 || woken < asleep || woken > now) return;  // nobody woke it
+  const std::chrono::nanoseconds took(now - woken);
+  // Where waking takes longer still, somebody else had the core: no spinning helps.
+  spin_ = took > kLongestWake ? kSpin : kSpin + std::chrono::duration_cast<std::chrono::microseconds>(took);
 }
 
 void RankBoard::wait_for(int other, Phase phase, std::uint32_t value) {
@@ -125,9 +153,13 @@ void RankBoard::wait_for(int other, Phase phase, std::uint32_t value) {
     }
     theirs.sleepers.fetch_add(1, std::memory_order_seq_cst);
     const std::uint32_t seen = word.load(std::memory_order_seq_cst);
-    if (!reached(seen, value) && segment_.header().abort_state.load() != 2)
+    if (!reached(seen, value) && segment_.header().abort_state.load() != 2) {
+      const std::int64_t asleep = nanoseconds_now();
       sleep_while(word, seen, std::min<std::chrono::microseconds>(left, kSlice));
+      woken_after(asleep, theirs.woke_at.load(std::memory_order_acquire));
+    }
     theirs.sleepers.fetch_sub(1, std::memory_order_seq_cst);
+    tell_core();
     if (here()) return;
     const bool gone = theirs.marked.load() != 0 && !segment_.alive(other);
     if (here()) return;  // it came, and then it went

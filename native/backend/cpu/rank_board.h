@@ -40,10 +40,15 @@ class RankBoard {
   void wait_for(int other, Phase phase, std::uint32_t value);
   /// Whether spinning can help, because that rank runs elsewhere. Two that share a core are parted first.
   bool worth_spinning(int other);
+  void tell_core();
+  /// After a sleep that began at `asleep` and that another rank ended at `woken` (steady clock, ns): learns
+  /// how long to spin.
+  void woken_after(std::int64_t asleep, std::int64_t woken);
 
   SharedSegment segment_;
   const int rank_, ranks_;
-  const std::chrono::microseconds timeout_, spin_;
+  const std::chrono::microseconds timeout_;
+  std::chrono::microseconds spin_;
   std::chrono::steady_clock::time_point parted_{};  // when this rank last left a core to another one
 };
 

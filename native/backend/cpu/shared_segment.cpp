@@ -29,7 +29,7 @@ namespace danceflux::cpu {
 namespace {
 
 constexpr char kMagic[8] = {'d', 'f', 's', 'h', 'a', 'r', 'e', '\n'};
-constexpr std::uint32_t kVersion = 2;
+constexpr std::uint32_t kVersion = 3;
 constexpr std::size_t kPage = 4096;
 constexpr unsigned kMemfdCloexec = 1, kMemfdSealing = 2;
 constexpr char kMemfdName[] = "danceflux", kMemfdLink[] = "/memfd:danceflux";

@@ -27,6 +27,7 @@ struct alignas(64) RankEntry {
   alignas(64) std::atomic<std::uint32_t> phase[kPhases];
   std::atomic<std::uint32_t> sleepers;  // ranks that sleep on one of the four
   std::atomic<std::uint32_t> core;      // it last published from, plus one; a hint
+  std::atomic<std::int64_t> woke_at;    // when it last woke others, ns of the steady clock; a hint
 };
 
 constexpr std::size_t kNonceBytes = 16, kAbortText = 400;
