@@ -72,6 +72,31 @@ TEST("cuda: no op waits for the device, downloads do") {
   }
 }
 
+TEST("cuda: uploads of all sizes arrive, and many small ones wait for nothing") {
+  const EmulatedMachine machine;
+  const auto device = open_emulated_cuda();
+  const auto numbers = [](std::size_t count, float first) {
+    std::vector<float> values(count);
+    for (float& value : values) value = first++;
+    return values;
+  };
+  std::vector<Tensor> small;
+  const int before = machine.waits();
+  for (int turn = 0; turn < 1000; ++turn)
+    small.push_back(ops::from_host(*device, {1000}, numbers(1000, static_cast<float>(turn))));
+  CHECK_EQ(machine.waits(), before);
+  // Pieces end inside of this one, and it ends inside of a piece.
+  const auto large = numbers((20 << 20) / 4 + 1, 7);
+  const Tensor whole = ops::from_host(*device, {static_cast<std::int64_t>(large.size())}, large);
+  const Tensor last = ops::from_host(*device, {3}, numbers(3, 5));
+  CHECK(ops::to_host(whole) == large);
+  CHECK(ops::to_host(last) == numbers(3, 5));
+  for (int turn = 0; turn < 1000; turn += 333)
+    CHECK(ops::to_host(small[static_cast<std::size_t>(turn)]) == numbers(1000, static_cast<float>(turn)));
+  const Tensor after = ops::from_host(*device, {5}, numbers(5, 1));  // a download used the piece since
+  CHECK(ops::to_host(after) == numbers(5, 1));
+}
+
 TEST("cuda: options") {
   open_emulated_cuda(
       R"({"determinism": "off", "tf32": true, "nccl": {"nvls": false}, "hccl": {"bufferSizeMiB": 9}})");

@@ -7,6 +7,8 @@
 
 namespace danceflux::cuda {
 
+constexpr std::size_t kAlignment = 256;  // of a copy's source: unaligned ones are slower
+
 // A destructor may meet a lost device: nothing here may throw.
 Staging::~Staging() {
   for (const Piece& piece : pieces_) {
@@ -17,6 +19,7 @@ Staging::~Staging() {
 }
 
 Staging::Piece& Staging::next() {
+  pieces_.reserve(kPieces);  // references stay good
   if (pieces_.size() < kPieces) {
     Piece piece;
     check(cudaMallocHost(&piece.memory, kPiece), "pinned memory");
@@ -33,20 +36,35 @@ Staging::Piece& Staging::next() {
   return piece;
 }
 
+void Staging::seal(cudaStream_t stream) {
+  if (!open_) return;
+  check(cudaEventRecord(open_->done, stream), "upload");
+  open_->used = true;
+  open_ = nullptr;
+}
+
+// A step uploads a few numbers here and there: a piece for each would have the host wait for the device after
+// four of them.
 void Staging::upload(void* to, const void* host, std::size_t bytes, cudaStream_t stream) {
-  for (std::size_t at = 0; at < bytes; at += kPiece) {
-    const std::size_t count = std::min(kPiece, bytes - at);
-    Piece& piece = next();
-    std::memcpy(piece.memory, static_cast<const char*>(host) + at, count);
-    check(cudaMemcpyAsync(static_cast<char*>(to) + at, piece.memory, count, cudaMemcpyHostToDevice, stream),
+  for (std::size_t at = 0; at < bytes;) {
+    if (open_ && filled_ == kPiece) seal(stream);
+    if (!open_) {
+      open_ = &next();
+      filled_ = 0;
+    }
+    const std::size_t count = std::min(kPiece - filled_, bytes - at);
+    char* const staged = static_cast<char*>(open_->memory) + filled_;
+    std::memcpy(staged, static_cast<const char*>(host) + at, count);
+    check(cudaMemcpyAsync(static_cast<char*>(to) + at, staged, count, cudaMemcpyHostToDevice, stream),
           "upload");
-    check(cudaEventRecord(piece.done, stream), "upload");
-    piece.used = true;
+    at += count;
+    filled_ = std::min(kPiece, (filled_ + count + kAlignment - 1) / kAlignment * kAlignment);
   }
 }
 
 // Two pieces take turns: one is copied to the caller while the other fills.
 void Staging::download(void* host, const void* from, std::size_t bytes, cudaStream_t stream) {
+  seal(stream);
   Piece* filling = nullptr;
   std::size_t filled_at = 0, filled = 0;
   const auto finish = [&] {
@@ -57,7 +75,6 @@ void Staging::download(void* host, const void* from, std::size_t bytes, cudaStre
   };
   for (std::size_t at = 0; at < bytes; at += kPiece) {
     const std::size_t count = std::min(kPiece, bytes - at);
-    pieces_.reserve(kPieces);  // references stay good
     Piece& piece = next();
     check(cudaMemcpyAsync(piece.memory, static_cast<const char*>(from) + at, count, cudaMemcpyDeviceToHost,
                           stream),

@@ -13,7 +13,8 @@ class Staging {
   static constexpr std::size_t kPieces = 4;
 
   ~Staging();
-  /// The host memory may be reused at once. Waits only when all pieces are under way.
+  /// The host memory may be reused at once. Small uploads share a piece; waits only when all pieces are under
+  /// way.
   void upload(void* to, const void* host, std::size_t bytes, cudaStream_t stream);
   /// Waits for the stream.
   void download(void* host, const void* from, std::size_t bytes, cudaStream_t stream);
@@ -25,9 +26,13 @@ class Staging {
     bool used = false;
   };
   Piece& next();
+  /// The piece that uploads share is under way from here on.
+  void seal(cudaStream_t stream);
 
   std::vector<Piece> pieces_;
   std::size_t at_ = 0;
+  Piece* open_ = nullptr;  // uploads share it, up to `filled_`
+  std::size_t filled_ = 0;
 };
 
 }  // namespace danceflux::cuda

@@ -109,7 +109,7 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
 }
 cudaError_t cudaEventDestroy(cudaEvent_t) { return note(cudaSuccess); }
 cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return note(cudaSuccess); }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return note(cudaSuccess); }
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return ++machine().waits, note(cudaSuccess); }
 cudaError_t cudaEventQuery(cudaEvent_t) { return note(cudaSuccess); }
 cudaError_t cudaGetLastError() {
   const cudaError_t error = emulated::last;
