@@ -9,6 +9,7 @@
 #include "collective_checks.h"
 #include "harness.h"
 #include "op_readers.h"
+#include "step_waits.h"
 
 namespace danceflux::test {
 namespace {
@@ -95,6 +96,12 @@ TEST("cuda: uploads of all sizes arrive, and many small ones wait for nothing") 
     CHECK(ops::to_host(small[static_cast<std::size_t>(turn)]) == numbers(1000, static_cast<float>(turn)));
   const Tensor after = ops::from_host(*device, {5}, numbers(5, 1));  // a download used the piece since
   CHECK(ops::to_host(after) == numbers(5, 1));
+}
+
+TEST("cuda: neither a step of a rollout nor one of an update waits for the device") {
+  const EmulatedMachine machine;
+  const auto device = open_emulated_cuda();
+  check_steps_wait_for_nothing(*device, [&] { return static_cast<std::uint64_t>(machine.waits()); });
 }
 
 TEST("cuda: options") {
