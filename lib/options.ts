@@ -58,6 +58,12 @@ export interface CudaOptions {
   tf32?: boolean;
   /** Wait for the device after every op, so that an error names the op that made it. Slow; to find a fault. Default false. */
   synchronous?: boolean;
+  /**
+   * Record the network of a sampling step as a CUDA graph when it is asked for the second time, and start that from then on, with the same
+   * bits: the host then asks for one thing a step instead of hundreds. Helps where the host is what the device waits for, with small models
+   * and pictures; a recording keeps the memory of one step. Default false.
+   */
+  graphs?: boolean;
 }
 
 export interface DeviceOptions extends CpuOptions, CudaOptions {
@@ -100,7 +106,7 @@ const KNOWN: Record<string, Record<string, Check>> = {
     isa: oneOf("portable", "avx2", "avx512", "neon"),
     determinism: DETERMINISM,
   },
-  cuda: { determinism: DETERMINISM, tf32: SWITCH, synchronous: SWITCH, ...collective("nccl") },
+  cuda: { determinism: DETERMINISM, tf32: SWITCH, synchronous: SWITCH, graphs: SWITCH, ...collective("nccl") },
   ascend: {
     determinism: DETERMINISM,
     "ascend.parity": oneOf(true, false),

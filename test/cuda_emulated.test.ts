@@ -27,14 +27,16 @@ describe.skipIf(!existsSync(join(plugins, "danceflux_cuda.so")))("an emulated CU
     expect(report).toMatchObject({ state: "READY", devices: 1 });
     using device = openDevice("cuda:0", { synchronous: true, nccl: { minCtas: 4 } });
     expect(device.name).toBe("cuda:0");
+    expect(() => openDevice("cuda:0", { graphs: 1 as unknown as boolean })).toThrow(/graphs: expected/);
     expect(() => openDevice("cuda:0", { tf32: 1 as unknown as boolean })).toThrow(/tf32: expected/);
   });
 
   it.each(["f32", "bf16"] as const)(
     "trains in %s: the first ratio is exactly 1 at any batch, and a run repeats",
     async (dtype) => {
-      using device = openDevice("cuda:0");
-      const run = async (name: string, microbatch: number) => {
+      using plain = openDevice("cuda:0");
+      using recording = openDevice("cuda:0", { graphs: true });
+      const run = async (name: string, microbatch: number, device = plain) => {
         const places = { model: join(folder, "model"), run: join(folder, `${dtype}-${name}`) };
         const options = { learning: { learningRate: 1e-3, accumulate: 2, microbatch, clipRange: 0.2 } };
         const metrics = await shortRun(device, places, { iterations: 2, ...options }, {}, dtype);
@@ -46,8 +48,9 @@ describe.skipIf(!existsSync(join(plugins, "danceflux_cuda.so")))("an emulated CU
       };
       const first = await run("first", 2);
       expect(await run("again", 2)).toEqual(first);
+      expect(await run("graphs", 2, recording)).toEqual(first);
       await run("singly", 1);
-      expect(device.declined()).toEqual({});
+      for (const device of [plain, recording]) expect(device.declined()).toEqual({});
     },
     180_000,
   );

@@ -16,6 +16,11 @@ Tensor Backend::empty(const Shape& shape, DType dtype) {
   return Tensor(std::make_shared<Storage>(shared_from_this(), address, bytes), dtype, shape);
 }
 
+std::vector<Tensor> Backend::recurring(const std::string&, std::span<const Tensor> inputs,
+                                       const Recurring& work) {
+  return work(inputs);
+}
+
 bool Backend::taken(const char* shortcut, const Declined& declined) {
   if (!declined) return true;
   require(!strict_shortcuts, "ERR_DECLINED", shortcut, ": ", name(), " declined: ", *declined);

@@ -20,9 +20,11 @@
 //   kernel is permission to go faster.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -207,6 +209,16 @@ class Backend : public Device, public std::enable_shared_from_this<Backend> {
   /// out = silu(group_norm(x)); as norm with kind group.
   virtual Declined group_norm_silu(const Tensor& out, const Tensor& mean, const Tensor& rstd, const Tensor& x,
                                    const Tensor& weight, const Tensor& bias, const NormArgs& args);
+
+  // ---- work that comes again
+  // ---------------------------------------------------------------------------------------
+  using Recurring = std::function<std::vector<Tensor>(std::span<const Tensor>)>;
+  /// work(inputs), for work that will be asked for again with other numbers of the same shapes: a device may
+  /// keep what it did and do that again, without asking. So `key` must tell all that decides what is done but
+  /// the numbers in `inputs`: shapes, dtypes, the addresses of everything else that is read. The work neither
+  /// uploads nor downloads, and keeps no tensor.
+  virtual std::vector<Tensor> recurring(const std::string& key, std::span<const Tensor> inputs,
+                                        const Recurring& work);
 
   // ---- what was declined
   // ---------------------------------------------------------------------------------------------

@@ -204,8 +204,10 @@ void check_shape(const char* what, const Tensor& x, const Shape& wanted, bool on
           defined || x.defined() ? x.shape().string() : "nothing");
 }
 
+}  // namespace
+
 /// Hands the blocks their modulations in order: made for them, or cut from rows that were made before.
-class Steering {
+class FluxTransformer::Steering {
  public:
   Steering(Tensor temb, Tensor ready) : temb_(std::move(temb)), ready_(std::move(ready)) {}
   template <class Make>
@@ -219,8 +221,6 @@ class Steering {
   Tensor temb_, ready_;
   std::int64_t at_ = 0;
 };
-
-}  // namespace
 
 void FluxTransformer::check(const FluxInputs& in) const {
   const std::int64_t batch = in.latents.defined() && in.latents.rank() == 3 ? in.latents.dim(0) : 1;
@@ -288,17 +288,10 @@ Rotation FluxTransformer::rotation(int text, int rows, int cols) {
   return rotations_[key] = {upload(shape, table.cos), upload(shape, table.sin)};
 }
 
-Tensor FluxTransformer::forward(const FluxInputs& in, int recompute_blocks) {
-  check(in);
-  const BlockScope whole("flux");
-  whole.input(0, in.latents);
-  whole.input(1, in.text);
-  if (in.pooled) whole.input(2, in.pooled);
-  const std::int64_t batch = in.latents.dim(0), words = in.text.dim(1), patches = in.latents.dim(1);
-  const Rotation turn = rotation(static_cast<int>(words), in.grid_rows, in.grid_cols);
-  const std::int64_t width = config_.width();
-  Steering steering(in.modulations ? Tensor{} : ops::silu(time_text_embedding(in)), in.modulations);
-
+Tensor FluxTransformer::network(const Tensor& latents, const Tensor& text, Steering steering,
+                                const Rotation& turn, int recompute_blocks) const {
+  const std::int64_t batch = latents.dim(0), words = text.dim(1), patches = latents.dim(1),
+                     width = config_.width();
   // A block's modulation stays outside its recomputed part: temb then gathers its gradients from all blocks
   // in one order, whether blocks are run again or not.
   int block_index = 0;
@@ -309,8 +302,8 @@ Tensor FluxTransformer::forward(const FluxInputs& in, int recompute_blocks) {
     return again ? checkpoint(std::move(block), std::move(inputs)) : block(inputs);
   };
 
-  Tensor image = x_embedder_(activation(in.latents));
-  Tensor text = ops::expand(context_embedder_(activation(in.text)), {batch, words, width});
+  Tensor image = x_embedder_(activation(latents));
+  Tensor words_in = ops::expand(context_embedder_(activation(text)), {batch, words, width});
   for (const DoubleBlock& block : transformer_blocks_) {
     const auto make = [&](const Stream& stream) {
       return steering.next(6 * width, [&](const Tensor& temb) { return stream.modulation(temb); });
@@ -321,11 +314,11 @@ Tensor FluxTransformer::forward(const FluxInputs& in, int recompute_blocks) {
           const auto [i, t] = block({x[0], x[1]}, {x[2], x[3]}, turn);
           return std::vector<Tensor>{i, t};
         },
-        {image, text, image_steering, text_steering});
+        {image, words_in, image_steering, text_steering});
     image = both[0];
-    text = both[1];
+    words_in = both[1];
   }
-  Tensor x = join(text, image);
+  Tensor x = join(words_in, image);
   for (const SingleBlock& block : single_transformer_blocks_) {
     const Tensor steered =
         steering.next(3 * width, [&](const Tensor& temb) { return block.modulation(temb); });
@@ -336,7 +329,32 @@ Tensor FluxTransformer::forward(const FluxInputs& in, int recompute_blocks) {
   // Scale, then shift: the one place where they come in this order.
   const auto last = chunks(steering.next(2 * width, [&](const Tensor& temb) { return norm_out_(temb); }), 2);
   const Tensor velocity = proj_out_(modulated(ops::narrow(x, 1, words, patches), {last[1], last[0], {}}));
-  const Tensor result = velocity.dtype() == DType::f32 ? velocity : ops::cast(velocity, DType::f32);
+  return velocity.dtype() == DType::f32 ? velocity : ops::cast(velocity, DType::f32);
+}
+
+Tensor FluxTransformer::recurring_network(const FluxInputs& in, const Rotation& turn) const {
+  const Tensor inputs[] = {in.latents, in.text, in.modulations, turn.cos, turn.sin};
+  std::string key = "flux " + std::to_string(layout());
+  for (const Tensor& each : inputs) key += " " + std::string(name_of(each.dtype())) + each.shape().string();
+  const auto work = [this](std::span<const Tensor> x) {
+    return std::vector<Tensor>{network(x[0], x[1], Steering({}, x[2]), {x[3], x[4]}, 0)};
+  };
+  return device().recurring(key, inputs, work)[0];
+}
+
+Tensor FluxTransformer::forward(const FluxInputs& in, int recompute_blocks) {
+  check(in);
+  const BlockScope whole("flux");
+  whole.input(0, in.latents);
+  whole.input(1, in.text);
+  if (in.pooled) whole.input(2, in.pooled);
+  const Rotation turn = rotation(static_cast<int>(in.text.dim(1)), in.grid_rows, in.grid_cols);
+  const bool recurring = in.modulations && !Tape::current() && !Observer::current();
+  const auto steering = [&] {
+    return Steering(in.modulations ? Tensor{} : ops::silu(time_text_embedding(in)), in.modulations);
+  };
+  const Tensor result = recurring ? recurring_network(in, turn)
+                                  : network(in.latents, in.text, steering(), turn, recompute_blocks);
   whole.output(0, result);
   return result;
 }

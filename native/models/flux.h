@@ -132,6 +132,13 @@ class FluxTransformer : public nn::Module {
   void check(const FluxInputs& inputs) const;
   void check_steering(const FluxInputs& inputs, std::int64_t batch) const;
   Tensor time_text_embedding(const FluxInputs& inputs) const;
+  class Steering;
+  /// forward() from the first layer to the last.
+  Tensor network(const Tensor& latents, const Tensor& text, Steering steering, const Rotation& turn,
+                 int recompute_blocks) const;
+  /// The same where nothing is recorded and modulations are given, so that only numbers change from step to
+  /// step.
+  Tensor recurring_network(const FluxInputs& inputs, const Rotation& turn) const;
   Rotation rotation(int text, int rows, int cols);
 
   FluxConfig config_;

@@ -1,9 +1,14 @@
 #include "nn/module.h"
 
+#include <atomic>
+
 #include "core/error.h"
 #include "ops/ops.h"
 
 namespace danceflux::nn {
+namespace {
+std::atomic<std::uint64_t> layout_changes{0};  // of all modules
+}
 
 std::string join_names(const std::string& prefix, const std::string& name) {
   if (prefix.empty()) return name;
@@ -51,6 +56,7 @@ std::shared_ptr<Parameter> Module::parameter(const std::vector<PartShape>& parts
 }
 
 void Module::forget(const std::shared_ptr<Parameter>& parameter) {
+  ++layout_changes;
   std::erase_if(stored_, [&](const Stored& stored) { return stored.parameter == parameter; });
 }
 
@@ -105,6 +111,7 @@ std::size_t Module::parameter_count() const {
 // ---- where they live ------------------------------------------------------------------------------------
 
 void Module::allocate(Parameter& parameter) const {
+  ++layout_changes;
   const DType dtype = parameter.kind == ParameterKind::matrix ? storage_ : DType::f32;
   parameter.value = device_->empty(parameter.shape, dtype);
   parameter.gradient = {};
@@ -134,6 +141,14 @@ std::vector<std::string> Module::missing() const {
 Backend& Module::device() const {
   require(device_ != nullptr, "ERR_DEVICE", "module: expected materialize() to be called first");
   return *device_;
+}
+
+std::uint64_t Module::layout() const {
+  std::uint64_t hash = layout_changes;  // an address may come again, with other meaning
+  for_each_stored([&](const Parameter& parameter) {
+    hash = (hash ^ reinterpret_cast<std::uintptr_t>(parameter.value.address())) * 0x100000001b3;  // FNV-1a
+  });
+  return hash;
 }
 
 DType Module::activation_dtype() const { return device().activation_dtype(storage_); }

@@ -113,6 +113,9 @@ class Module {
   void zero_gradients();
   void free_gradients();
 
+  /// Tells where all stored tensors lie: another number as soon as one of them, here or in another module,
+  /// was made or dropped. For keys of Backend::recurring.
+  std::uint64_t layout() const;
   /// Where the parameters live. Throws ERR_DEVICE before materialize().
   Backend& device() const;
   /// In what dtype activations are kept beside these weights.

@@ -246,7 +246,10 @@ const Blas::Algorithm* Blas::algorithm_for(const Product& product) {
 bool Blas::run(const Product& product) {
   const Algorithm* algorithm = algorithm_for(product);
   if (!algorithm) return false;
-  if (!workspace_) workspace_ = device_.allocate(kWorkspace);
+  if (!workspace_) {
+    device_.workspace_changes();
+    workspace_ = device_.allocate(kWorkspace);
+  }
   const Call call(*functions_, product, device_.options().tf32);
   const float beta = product.kind.accumulate ? 1.0f : 0.0f;
   check_blas(

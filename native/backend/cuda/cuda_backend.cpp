@@ -7,6 +7,7 @@
 #include "backend/cuda/dnn.h"
 #include "backend/cuda/errors.h"
 #include "backend/cuda/events.h"
+#include "backend/cuda/recordings.h"
 #include "backend/cuda/staging.h"
 #include "core/error.h"
 
@@ -42,6 +43,7 @@ CudaBackend::CudaBackend(int index, const Options& options) : index_(index), opt
         return nullptr;
       },
       [this](void* address, std::size_t) { cudaFreeAsync(address, stream_); });
+  recordings_ = std::make_unique<Recordings>(*this);
   staging_ = std::make_unique<Staging>();
   blas_ = std::make_unique<Blas>(*this);
   dnn_ = Dnn::open(*this);
@@ -52,6 +54,7 @@ CudaBackend::~CudaBackend() {
   if (stream_) cudaStreamSynchronize(stream_);
   dnn_.reset();
   blas_.reset();
+  recordings_.reset();
   staging_.reset();
   pool_.reset();
   if (stream_) cudaStreamDestroy(stream_);
@@ -75,10 +78,15 @@ void CudaBackend::launched() {
 
 void* CudaBackend::allocate(std::size_t bytes) {
   enter("allocate");
+  if (recordings_->recording()) return recordings_->allocate(bytes);
   try {
     return pool_->allocate(bytes);
   } catch (const Error& error) {
     if (error.code != "ERR_MEMORY") throw;
+    if (!recordings_->empty()) {  // what they hold may be enough
+      recordings_->forget();
+      return allocate(bytes);
+    }
     std::size_t free = 0, total = 0;
     if (cudaMemGetInfo(&free, &total) != cudaSuccess) throw;
     const MemoryStats stats = pool_->stats();
@@ -90,12 +98,24 @@ void* CudaBackend::allocate(std::size_t bytes) {
   }
 }
 
-void CudaBackend::release(void* address, std::size_t bytes) noexcept { pool_->release(address, bytes); }
-MemoryStats CudaBackend::memory() const { return pool_->stats(); }
+void CudaBackend::release(void* address, std::size_t bytes) noexcept {
+  if (!recordings_->release(address, bytes)) pool_->release(address, bytes);
+}
+
+MemoryStats CudaBackend::memory() const {
+  MemoryStats stats = pool_->stats();
+  const MemoryStats recorded = recordings_->memory();
+  stats.used += recorded.used;
+  stats.peak += recorded.peak;
+  stats.held += recorded.held;
+  stats.system_allocations += recorded.system_allocations;
+  return stats;
+}
 void CudaBackend::reset_peak() { pool_->reset_peak(); }
 
 void CudaBackend::trim() {
   enter("trim");
+  recordings_->forget();
   pool_->trim();
   check(cudaStreamSynchronize(stream_), "trim");
   cudaMemPool_t system = nullptr;
@@ -110,11 +130,24 @@ Tensor CudaBackend::dense(const Tensor& x) {
   return packed;
 }
 
+std::vector<Tensor> CudaBackend::recurring(const std::string& key, std::span<const Tensor> inputs,
+                                           const Recurring& work) {
+  // One op at a time is what `synchronous` asks for.
+  if (!options_.graphs || options_.synchronous) return work(inputs);
+  return recordings_->run(key, inputs, work);
+}
+
+void CudaBackend::workspace_changes() {
+  recordings_->not_recordable("workspace");
+  recordings_->forget();
+}
+
 // ---- to and from the host
 // -----------------------------------------------------------------------------------------------
 
 void CudaBackend::upload(const Tensor& tensor, const void* host) {
   enter("upload");
+  recordings_->not_recordable("upload");
   staging_->upload(tensor.address(), host, tensor.bytes(), stream_);
   launched();
 }
@@ -122,6 +155,7 @@ void CudaBackend::upload(const Tensor& tensor, const void* host) {
 void CudaBackend::download(void* host, const Tensor& tensor) {
   const std::string op = std::string("download after ") + op_;
   enter("download");
+  recordings_->not_recordable("download");
   try {
     staging_->download(host, tensor.address(), tensor.bytes(), stream_);
   } catch (const Error& error) {
@@ -133,6 +167,7 @@ void CudaBackend::download(void* host, const Tensor& tensor) {
 void CudaBackend::synchronize() {
   const std::string op = std::string("synchronize after ") + op_;
   enter("synchronize");
+  recordings_->not_recordable("synchronize");
   check(cudaStreamSynchronize(stream_), op);
   wait_and_tell();
 }
@@ -142,6 +177,7 @@ void CudaBackend::synchronize() {
 
 Event CudaBackend::record() {
   enter("record");
+  recordings_->not_recordable("record");
   const auto event = std::make_shared<StreamEvent>();
   check(cudaEventRecord(event->get(), stream_), "record");
   return {event};
@@ -149,6 +185,7 @@ Event CudaBackend::record() {
 
 void CudaBackend::wait(const Event& event) {
   enter("wait");
+  recordings_->not_recordable("wait");
   if (!event.handle) return;
   const auto& point = *static_cast<const StreamEvent*>(event.handle.get());
   if (point.alive) {

@@ -21,6 +21,7 @@ namespace danceflux::cuda {
 
 class Blas;
 class Dnn;
+class Recordings;
 class Staging;
 
 class CudaBackend final : public Backend {
@@ -73,6 +74,9 @@ class CudaBackend final : public Backend {
   void adamw(const Tensor& parameter, const Tensor& master, const Tensor& m, const Tensor& v,
              const Tensor& gradient, const AdamWArgs& args) override;
 
+  std::vector<Tensor> recurring(const std::string& key, std::span<const Tensor> inputs,
+                                const Recurring& work) override;
+
   Declined attention(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
                      const Tensor& bias, const AttentionArgs& args) override;
   Declined attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout,
@@ -111,6 +115,10 @@ class CudaBackend final : public Backend {
     start_kernel(stream_, grid, kernel, arguments...);
     launched();
   }
+  /// `x` itself when it is contiguous (or undefined), else a packed copy.
+  Tensor dense(const Tensor& x);
+  /// Memory that a library keeps for its calls is about to be another: nothing that was recorded holds.
+  void workspace_changes();
   /// Told after every host wait: `alive` throws when work that the stream waited for has failed. Kept until
   /// it is gone.
   void watch(std::weak_ptr<const std::function<void()>> alive);
@@ -125,8 +133,6 @@ class CudaBackend final : public Backend {
   void norm_groups_backward(const Tensor& dx, const Tensor& dweight, const Tensor& dbias, const Tensor& dy,
                             const Tensor& x, const Tensor& mean, const Tensor& rstd, const Tensor& weight,
                             const NormArgs& args);
-  /// `x` itself when it is contiguous (or undefined), else a packed copy.
-  Tensor dense(const Tensor& x);
   Tensor as_operand(const Tensor& x, DType dtype);
   Tensor as_operand_vector(const Tensor& vector, const Tensor& out);
   void wait_and_tell();
@@ -139,6 +145,7 @@ class CudaBackend final : public Backend {
   std::unique_ptr<Staging> staging_;
   std::unique_ptr<Blas> blas_;
   std::unique_ptr<Dnn> dnn_;
+  std::unique_ptr<Recordings> recordings_;
   const char* op_ = "";
   std::vector<std::weak_ptr<const std::function<void()>>> watched_;
 };

@@ -12,6 +12,7 @@
 #define DF_DEVICE __device__ __forceinline__
 #elif defined(DANCEFLUX_CUDA_EMULATED)
 #include <emulated_device.h>
+#include <emulated_stream.h>
 #define DF_DEVICE inline
 #else  // a source without kernels
 #include <cuda_runtime_api.h>
@@ -61,10 +62,12 @@ DF_DEVICE void mma_bf16(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_
 }
 #elif !defined(DF_NO_KERNELS)
 template <class... P, class... A>
-void start_kernel(cudaStream_t, const Grid& grid, void (*kernel)(P...), const A&... arguments) {
+void start_kernel(cudaStream_t stream, const Grid& grid, void (*kernel)(P...), const A&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  emulated::run(grid.x, grid.y, grid.z, grid.threads, grid.shared,
-                [&] { kernel(static_cast<P>(arguments)...); });
+  emulated::put(stream, [=] {
+    emulated::run(grid.x, grid.y, grid.z, grid.threads, grid.shared,
+                  [&] { kernel(static_cast<P>(arguments)...); });
+  });
 }
 inline unsigned char* dynamic_shared() { return emulated::dynamic_shared(); }
 inline void mma_bf16(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {

@@ -65,6 +65,7 @@ const DnnPlan* DnnLibrary::plan_for(const DnnGraph& graph, DType dtype) {
 
 void DnnLibrary::run(const DnnPlan& plan, const std::vector<void*>& pointers) {
   if (plan.workspace() > workspace_bytes_) {
+    device_.workspace_changes();
     if (workspace_) device_.release(workspace_, workspace_bytes_);
     workspace_ = nullptr;
     workspace_bytes_ = 0;

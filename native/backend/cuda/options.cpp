@@ -6,7 +6,7 @@ namespace danceflux::cuda {
 
 Options Options::parse(const std::string& json) {
   const DeviceOptions given = DeviceOptions::parse(json);
-  given.allow_only("cuda", {"determinism", "tf32", "synchronous", "nccl.*", "hccl.*"});
+  given.allow_only("cuda", {"determinism", "tf32", "synchronous", "graphs", "nccl.*", "hccl.*"});
   Options options;
   const std::string level = given.text("determinism", "strict");
   if (level == "off") {
@@ -19,6 +19,7 @@ Options Options::parse(const std::string& json) {
   }
   options.tf32 = given.flag("tf32", false);
   options.synchronous = given.flag("synchronous", false);
+  options.graphs = given.flag("graphs", false);
   return options;
 }
 

@@ -13,6 +13,8 @@ struct Options {
   bool tf32 = false;         // products of f32 through TF32, of fewer bits
   bool synchronous = false;  // wait after every op, so that an error names the op that made it
 
+  bool graphs = false;  // recurring work is recorded as a CUDA graph
+
   /// Throws ERR_OPTION. Options of collectives (nccl.*, hccl.*) are passed over: every device gets them.
   static Options parse(const std::string& json);
 };

@@ -13,6 +13,8 @@
 DF_VALUE(cudaErrorInvalidValue, 1) DF_VALUE(cudaErrorMemoryAllocation, 2) DF_VALUE(cudaErrorInsufficientDriver, 35)
 DF_VALUE(cudaErrorNoDevice, 100) DF_VALUE(cudaErrorInvalidDevice, 101) DF_VALUE(cudaErrorECCUncorrectable, 214)
 DF_VALUE(cudaErrorNotReady, 600) DF_VALUE(cudaErrorIllegalAddress, 700) DF_VALUE(cudaErrorLaunchFailure, 719)
+DF_VALUE(cudaErrorStreamCaptureUnsupported, 900) DF_VALUE(cudaErrorStreamCaptureInvalidated, 901)
+DF_VALUE(cudaStreamCaptureModeRelaxed, 2)
 DF_VALUE(cudaMemPoolAttrReleaseThreshold, 4) DF_VALUE(cudaStreamNonBlocking, 1) DF_VALUE(cudaEventDisableTiming, 2)
 DF_VALUE(cudaMemcpyHostToDevice, 1) DF_VALUE(cudaMemcpyDeviceToHost, 2)
 DF_VALUE(CUDA_R_32F, 0) DF_VALUE(CUDA_R_16F, 2) DF_VALUE(CUDA_R_16BF, 14)

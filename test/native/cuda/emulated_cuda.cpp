@@ -50,6 +50,9 @@ void EmulatedMachine::sticky_error(int error) {
 }
 int EmulatedMachine::waits() const { return emulated::machine().waits; }
 
+std::uint64_t emulated_graph_launches() {
+  return static_cast<std::uint64_t>(emulated::machine().graph_launches);
+}
 std::uint64_t emulated_launches() { return emulated::launches(); }
 
 }  // namespace danceflux::test

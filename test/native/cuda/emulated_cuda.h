@@ -31,6 +31,8 @@ class EmulatedMachine {
   int waits() const;
 };
 
+/// Graphs that the emulated device has started, of all threads.
+std::uint64_t emulated_graph_launches();
 /// Kernels that the emulated device has run, of all threads.
 std::uint64_t emulated_launches();
 

@@ -17,6 +17,8 @@ struct Machine {
   std::atomic<cudaError_t> sticky{cudaSuccess};
   /// Host waits (stream, event) so far.
   std::atomic<int> waits{0};
+  /// Graphs started so far.
+  std::atomic<int> graph_launches{0};
 };
 Machine& machine();
 

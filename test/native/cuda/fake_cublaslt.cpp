@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "backend/cuda/formulas.h"
+#include "emulated_stream.h"
 #include "stand_in/cublasLt.h"
 
 using danceflux::cuda::Bf16;
@@ -93,6 +94,44 @@ Algo unpack(const cublasLtMatmulAlgo_t& algo) {
 
 bool aligned(const void* address, std::uint32_t bytes) {
   return reinterpret_cast<std::uintptr_t>(address) % bytes == 0;
+}
+
+void multiply(const cublasLtMatmulDescOpaque_t& op, const cublasLtMatrixLayoutOpaque_t& a_layout,
+              const cublasLtMatrixLayoutOpaque_t& b_layout, const cublasLtMatrixLayoutOpaque_t& d_layout,
+              float scale, float keep, const Algo& how, const void* a, const void* b, void* d) {
+  const std::int64_t m = d_layout.rows, n = d_layout.columns,
+                     k = op.trans_a ? a_layout.rows : a_layout.columns;
+  std::vector<float> left(static_cast<std::size_t>(k));
+  for (std::int64_t batch = 0; batch < d_layout.count; ++batch)
+    for (std::int64_t i = 0; i < m; ++i) {
+      for (std::int64_t p = 0; p < k; ++p)
+        left[static_cast<std::size_t>(p)] =
+            read(a, a_layout.type,
+                 batch * a_layout.step + (op.trans_a ? i * a_layout.ld + p : p * a_layout.ld + i));
+      for (std::int64_t j = 0; j < n; ++j) {
+        float sum = 0, part = 0;
+        for (std::int64_t p = 0; p < k; ++p) {
+          const std::int64_t at =
+              batch * b_layout.step + (op.trans_b ? p * b_layout.ld + j : j * b_layout.ld + p);
+          part += left[static_cast<std::size_t>(p)] * read(b, b_layout.type, at);
+          if ((p + 1) % how.block == 0) {
+            sum += part;
+            part = 0;
+          }
+        }
+        float value = scale * (sum + part);
+        const std::int64_t to = batch * d_layout.step + j * d_layout.ld + i;
+        if (keep != 0) value += keep * read(d, d_layout.type, to);
+        if (has_bias(op.epilogue))
+          value += read(op.bias,
+                        op.bias_type == -1 ? d_layout.type : static_cast<cudaDataType_t>(op.bias_type), i);
+        if (has_aux(op.epilogue)) {
+          write(op.aux, d_layout.type, j * op.aux_ld + i, value);
+          value = gelu_tanh_op::value(value, 1, 0);
+        }
+        write(d, d_layout.type, to, value);
+      }
+    }
 }
 
 }  // namespace
@@ -235,7 +274,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t op, const v
                               cublasLtMatrixLayout_t a_layout, const void* b, cublasLtMatrixLayout_t b_layout,
                               const void* beta, const void* c, cublasLtMatrixLayout_t c_layout, void* d,
                               cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t* algo,
-                              void* workspace, std::size_t workspace_bytes, cudaStream_t) {
+                              void* workspace, std::size_t workspace_bytes, cudaStream_t stream) {
   if (const cublasStatus_t status = judge(*op, *a_layout, *b_layout, *d_layout)) return status;
   if (c != d || c_layout != d_layout) return CUBLAS_STATUS_INVALID_VALUE;  // not what is tested here
   const Algo how = unpack(*algo);
@@ -248,40 +287,10 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t op, const v
     if (layout->ld * static_cast<std::int64_t>(size_of(layout->type)) % bytes != 0 && layout->columns > 1)
       return CUBLAS_STATUS_EXECUTION_FAILED;
   }
-  const std::int64_t m = d_layout->rows, n = d_layout->columns,
-                     k = op->trans_a ? a_layout->rows : a_layout->columns;
-  const float scale = *static_cast<const float*>(alpha), keep = *static_cast<const float*>(beta);
-  std::vector<float> left(static_cast<std::size_t>(k));
-  for (std::int64_t batch = 0; batch < d_layout->count; ++batch)
-    for (std::int64_t i = 0; i < m; ++i) {
-      for (std::int64_t p = 0; p < k; ++p)
-        left[static_cast<std::size_t>(p)] =
-            read(a, a_layout->type,
-                 batch * a_layout->step + (op->trans_a ? i * a_layout->ld + p : p * a_layout->ld + i));
-      for (std::int64_t j = 0; j < n; ++j) {
-        float sum = 0, part = 0;
-        for (std::int64_t p = 0; p < k; ++p) {
-          const std::int64_t at =
-              batch * b_layout->step + (op->trans_b ? p * b_layout->ld + j : j * b_layout->ld + p);
-          part += left[static_cast<std::size_t>(p)] * read(b, b_layout->type, at);
-          if ((p + 1) % how.block == 0) {
-            sum += part;
-            part = 0;
-          }
-        }
-        float value = scale * (sum + part);
-        const std::int64_t to = batch * d_layout->step + j * d_layout->ld + i;
-        if (keep != 0) value += keep * read(d, d_layout->type, to);
-        if (has_bias(op->epilogue))
-          value += read(op->bias,
-                        op->bias_type == -1 ? d_layout->type : static_cast<cudaDataType_t>(op->bias_type), i);
-        if (has_aux(op->epilogue)) {
-          write(op->aux, d_layout->type, j * op->aux_ld + i, value);
-          value = gelu_tanh_op::value(value, 1, 0);
-        }
-        write(d, d_layout->type, to, value);
-      }
-    }
+  emulated::put(stream, [=, op = *op, a_layout = *a_layout, b_layout = *b_layout, d_layout = *d_layout,
+                         scale = *static_cast<const float*>(alpha), keep = *static_cast<const float*>(beta)] {
+    multiply(op, a_layout, b_layout, d_layout, scale, keep, how, a, b, d);
+  });
   return CUBLAS_STATUS_SUCCESS;
 }
 }

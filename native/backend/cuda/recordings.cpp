@@ -1,0 +1,189 @@
+#include "backend/cuda/recordings.h"
+
+#include <algorithm>
+
+#include "backend/cuda/cuda_backend.h"
+#include "core/error.h"
+
+namespace danceflux::cuda {
+namespace {
+
+/// A model is asked for a few shapes at a time: two kinds of batches, training and evaluation.
+constexpr std::size_t kKept = 8;
+
+}  // namespace
+
+/// Where a tensor of a recording lies. Not a tensor: those keep their device alive.
+struct Recordings::Place {
+  void* address;
+  Shape shape;
+  DType dtype;
+  std::size_t bytes() const { return static_cast<std::size_t>(shape.numel()) * size_of(dtype); }
+};
+
+struct Recordings::Recording {
+  std::unique_ptr<Pool> pool;
+  cudaGraphExec_t executable = nullptr;
+  std::vector<Place> inputs, outputs;
+  ~Recording() {
+    if (executable) cudaGraphExecDestroy(executable);
+  }
+};
+
+struct Recordings::Entry {
+  std::unique_ptr<Recording> recording;
+  bool refused = false;
+  std::uint64_t used = 0;  // turn
+};
+
+Recordings::Recordings(CudaBackend& device) : device_(device) {}
+Recordings::~Recordings() = default;
+
+void Recordings::not_recordable(const char* what) const {
+  require(!recording_, "ERR_CUDA", what, ": expected work that can be recorded, got one for the host");
+}
+
+void* Recordings::allocate(std::size_t bytes) { return recording_->pool->allocate(bytes); }
+
+bool Recordings::release(void* address, std::size_t bytes) noexcept {
+  Pool* owner = nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = owners_.find(address);
+    if (found == owners_.end()) return false;
+    owner = found->second;
+  }
+  owner->release(address, bytes);
+  return true;
+}
+
+MemoryStats Recordings::memory() const {
+  MemoryStats sum;
+  for (const auto& [key, entry] : entries_) {
+    if (!entry.recording) continue;
+    const MemoryStats stats = entry.recording->pool->stats();
+    sum.held += stats.held;
+    sum.system_allocations += stats.system_allocations;
+  }
+  sum.used = sum.peak = sum.held;  // nobody else gets any of it
+  return sum;
+}
+
+void Recordings::forget() {
+  if (entries_.empty()) return;
+  check(cudaStreamSynchronize(device_.stream()), "graphs");
+  entries_.clear();
+}
+
+void Recordings::drop_oldest() {
+  const auto oldest = std::min_element(entries_.begin(), entries_.end(), [](const auto& a, const auto& b) {
+    return a.second.used < b.second.used;
+  });
+  if (oldest->second.recording) check(cudaStreamSynchronize(device_.stream()), "graphs");
+  entries_.erase(oldest);
+}
+
+std::vector<Tensor> Recordings::run(const std::string& key, std::span<const Tensor> inputs,
+                                    const Backend::Recurring& work) {
+  if (recording_) return work(inputs);
+  const auto [place, fresh] = entries_.try_emplace(key);
+  Entry& entry = place->second;
+  entry.used = ++turn_;
+  if (fresh) {
+    if (entries_.size() > kKept) drop_oldest();
+    return work(inputs);
+  }
+  if (entry.refused || (!entry.recording && !record(entry, inputs, work))) return work(inputs);
+  return replay(*entry.recording, inputs);
+}
+
+/// False: the work cannot be recorded, and nothing was done.
+bool Recordings::record(Entry& entry, std::span<const Tensor> inputs, const Backend::Recurring& work) {
+  const cudaStream_t stream = device_.stream();
+  auto made = std::make_unique<Recording>();
+  made->pool = std::make_unique<Pool>(
+      [this, pool = &made->pool](std::size_t bytes) -> void* {
+        void* address = nullptr;
+        if (cudaMalloc(&address, bytes) != cudaSuccess) {
+          cudaGetLastError();
+          return nullptr;
+        }
+        const std::lock_guard lock(mutex_);
+        owners_[address] = pool->get();
+        return address;
+      },
+      [this](void* address, std::size_t) {
+        {
+          const std::lock_guard lock(mutex_);
+          owners_.erase(address);
+        }
+        cudaFree(address);
+      });
+  entry.refused = true;  // until it is done
+  recording_ = made.get();
+  bool capturing = false;
+  cudaGraph_t graph = nullptr;
+  try {
+    std::vector<Tensor> fixed;
+    for (const Tensor& input : inputs) {
+      fixed.push_back(device_.empty(input.shape(), input.dtype()));
+      made->inputs.push_back({fixed.back().address(), input.shape(), input.dtype()});
+    }
+    // Relaxed: memory is taken on the way.
+    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed), "graphs");
+    capturing = true;
+    std::vector<Tensor> outputs = work(fixed);
+    for (Tensor& output : outputs) {
+      if (!output.is_contiguous()) {
+        const Tensor packed = device_.empty(output.shape(), output.dtype());
+        device_.copy(packed, output);
+        output = packed;
+      }
+      made->outputs.push_back({output.address(), output.shape(), output.dtype()});
+    }
+    capturing = false;
+    check(cudaStreamEndCapture(stream, &graph), "graphs");
+    check(cudaGraphInstantiate(&made->executable, graph, 0), "graphs");
+  } catch (const Error& error) {
+    if (capturing) cudaStreamEndCapture(stream, &graph);
+    cudaGetLastError();
+    if (error.code == "ERR_DEVICE_LOST") {
+      recording_ = nullptr;
+      throw;
+    }
+  }
+  if (graph) cudaGraphDestroy(graph);
+  recording_ = nullptr;
+  if (made->pool->stats().used != 0) {  // a tensor outlives the recording: another replay would change it
+    kept_back_.push_back(std::move(made->pool));
+    return false;
+  }
+  if (!made->executable) return false;
+  entry.recording = std::move(made);
+  entry.refused = false;
+  return true;
+}
+
+std::vector<Tensor> Recordings::replay(const Recording& recording, std::span<const Tensor> inputs) {
+  const cudaStream_t stream = device_.stream();
+  device_.enter("graph");
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    const Tensor dense = device_.dense(inputs[i]);
+    check(cudaMemcpyAsync(recording.inputs[i].address, dense.address(), recording.inputs[i].bytes(),
+                          cudaMemcpyDeviceToDevice, stream),
+          "graph");
+  }
+  check(cudaGraphLaunch(recording.executable, stream), "graph");
+  device_.launched();
+  std::vector<Tensor> outputs;
+  for (const Place& place : recording.outputs) {
+    outputs.push_back(device_.empty(place.shape, place.dtype));
+    check(cudaMemcpyAsync(outputs.back().address(), place.address, place.bytes(), cudaMemcpyDeviceToDevice,
+                          stream),
+          "graph");
+  }
+  ++replays_;
+  return outputs;
+}
+
+}  // namespace danceflux::cuda
