@@ -79,20 +79,24 @@ void DnnLibrary::run(const DnnPlan& plan, const std::vector<void*>& pointers) {
 bool aligned(const Tensor& x) { return reinterpret_cast<std::uintptr_t>(x.address()) % 16 == 0; }
 
 /// [B, L, H, K] as [images, H, L, K], which is how cuDNN names the axes of attention.
-DnnTensor by_head(cudnnBackendAttributeName_t role, std::int64_t id, const Tensor& x, std::int64_t images) {
-  return {role,
-          id,
-          x.dtype(),
-          {images, x.dim(2), x.dim(1), x.dim(3)},
-          {x.strides()[0], x.strides()[2], x.strides()[1], x.strides()[3]}};
+DnnTensor by_head(const Tensor& x, std::int64_t images) {
+  return {.dtype = x.dtype(),
+          .dims = {images, x.dim(2), x.dim(1), x.dim(3)},
+          .strides = {x.strides()[0], x.strides()[2], x.strides()[1], x.strides()[3]}};
 }
-DnnTensor statistics(cudnnBackendAttributeName_t role, std::int64_t id, const Tensor& lse,
-                     std::int64_t images) {
+DnnTensor statistics(const Tensor& lse, std::int64_t images) {
   const std::int64_t heads = lse.dim(1), queries = lse.dim(2);
-  return {role, id, DType::f32, {images, heads, queries, 1}, {heads * queries, queries, 1, 1}, false, 4};
+  return {.dtype = DType::f32,
+          .dims = {images, heads, queries, 1},
+          .strides = {heads * queries, queries, 1, 1},
+          .alignment = 4};
 }
-DnnTensor scale_of(cudnnBackendAttributeName_t role, std::int64_t id) {
-  return {role, id, DType::f32, {1, 1, 1, 1}, {1, 1, 1, 1}, true, 4};
+DnnTensor number() {
+  return {.dtype = DType::f32,
+          .dims = {1, 1, 1, 1},
+          .strides = {1, 1, 1, 1},
+          .place = DnnPlace::number,
+          .alignment = 4};
 }
 
 bool fits_attention(std::initializer_list<const Tensor*> tensors, const Tensor& bias,
@@ -116,13 +120,13 @@ bool DnnLibrary::attention(const Tensor& out, const Tensor& lse, const Tensor& q
                            const Tensor& v, const Tensor& bias, const AttentionArgs& args) {
   if (version_ < kForwardSince || !fits_attention({&out, &q, &k, &v}, bias, args)) return false;
   const std::int64_t images = images_at_once(q.dim(0));
-  DnnGraph graph{CUDNN_BACKEND_OPERATION_SDPA_FWD_DESCRIPTOR,
-                 {by_head(CUDNN_ATTR_OPERATION_SDPA_FWD_QDESC, 1, q, images),
-                  by_head(CUDNN_ATTR_OPERATION_SDPA_FWD_KDESC, 2, k, images),
-                  by_head(CUDNN_ATTR_OPERATION_SDPA_FWD_VDESC, 3, v, images),
-                  by_head(CUDNN_ATTR_OPERATION_SDPA_FWD_ODESC, 4, out, images),
-                  statistics(CUDNN_ATTR_OPERATION_SDPA_FWD_STATSDESC, 5, lse, images),
-                  scale_of(CUDNN_ATTR_OPERATION_SDPA_FWD_SCALEDESC, 6)}};
+  const DnnGraph graph = one_operation(CUDNN_BACKEND_OPERATION_SDPA_FWD_DESCRIPTOR,
+                                       {{CUDNN_ATTR_OPERATION_SDPA_FWD_QDESC, by_head(q, images)},
+                                        {CUDNN_ATTR_OPERATION_SDPA_FWD_KDESC, by_head(k, images)},
+                                        {CUDNN_ATTR_OPERATION_SDPA_FWD_VDESC, by_head(v, images)},
+                                        {CUDNN_ATTR_OPERATION_SDPA_FWD_ODESC, by_head(out, images)},
+                                        {CUDNN_ATTR_OPERATION_SDPA_FWD_STATSDESC, statistics(lse, images)},
+                                        {CUDNN_ATTR_OPERATION_SDPA_FWD_SCALEDESC, number()}});
   const DnnPlan* plan = plan_for(graph, q.dtype());
   if (!plan) return false;
   float scale = args.scale;
@@ -137,17 +141,17 @@ bool DnnLibrary::attention_backward(const Tensor& dq, const Tensor& dk, const Te
   if (version_ < kBackwardSince || !fits_attention({&dq, &dk, &dv, &dout, &out, &q, &k, &v}, bias, args))
     return false;
   const std::int64_t images = images_at_once(q.dim(0));
-  DnnGraph graph{CUDNN_BACKEND_OPERATION_SDPA_BWD_DESCRIPTOR,
-                 {by_head(CUDNN_ATTR_OPERATION_SDPA_BWD_QDESC, 1, q, images),
-                  by_head(CUDNN_ATTR_OPERATION_SDPA_BWD_KDESC, 2, k, images),
-                  by_head(CUDNN_ATTR_OPERATION_SDPA_BWD_VDESC, 3, v, images),
-                  by_head(CUDNN_ATTR_OPERATION_SDPA_BWD_ODESC, 4, out, images),
-                  statistics(CUDNN_ATTR_OPERATION_SDPA_BWD_STATSDESC, 5, lse, images),
-                  scale_of(CUDNN_ATTR_OPERATION_SDPA_BWD_SCALEDESC, 6),
-                  by_head(CUDNN_ATTR_OPERATION_SDPA_BWD_DODDESC, 7, dout, images),
-                  by_head(CUDNN_ATTR_OPERATION_SDPA_BWD_DQDESC, 8, dq, images),
-                  by_head(CUDNN_ATTR_OPERATION_SDPA_BWD_DKDESC, 9, dk, images),
-                  by_head(CUDNN_ATTR_OPERATION_SDPA_BWD_DVDESC, 10, dv, images)}};
+  const DnnGraph graph = one_operation(CUDNN_BACKEND_OPERATION_SDPA_BWD_DESCRIPTOR,
+                                       {{CUDNN_ATTR_OPERATION_SDPA_BWD_QDESC, by_head(q, images)},
+                                        {CUDNN_ATTR_OPERATION_SDPA_BWD_KDESC, by_head(k, images)},
+                                        {CUDNN_ATTR_OPERATION_SDPA_BWD_VDESC, by_head(v, images)},
+                                        {CUDNN_ATTR_OPERATION_SDPA_BWD_ODESC, by_head(out, images)},
+                                        {CUDNN_ATTR_OPERATION_SDPA_BWD_STATSDESC, statistics(lse, images)},
+                                        {CUDNN_ATTR_OPERATION_SDPA_BWD_SCALEDESC, number()},
+                                        {CUDNN_ATTR_OPERATION_SDPA_BWD_DODDESC, by_head(dout, images)},
+                                        {CUDNN_ATTR_OPERATION_SDPA_BWD_DQDESC, by_head(dq, images)},
+                                        {CUDNN_ATTR_OPERATION_SDPA_BWD_DKDESC, by_head(dk, images)},
+                                        {CUDNN_ATTR_OPERATION_SDPA_BWD_DVDESC, by_head(dv, images)}});
   const DnnPlan* plan = plan_for(graph, q.dtype());
   if (!plan) return false;
   float scale = args.scale;
@@ -177,13 +181,25 @@ constexpr ConvRoles kConvRoles[] = {
      CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DY, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_CONV_DESC,
      CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_ALPHA, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_BETA}};
 
-DnnTensor dense_tensor(cudnnBackendAttributeName_t role, std::int64_t id, const Tensor& x,
-                       std::int64_t images) {
+DnnTensor dense_tensor(const Tensor& x, std::int64_t images) {
   const Shape strides = contiguous_strides(x.shape());
-  DnnTensor tensor{
-      role, id, x.dtype(), {x.shape().begin(), x.shape().end()}, {strides.begin(), strides.end()}};
+  DnnTensor tensor{.dtype = x.dtype(),
+                   .dims = {x.shape().begin(), x.shape().end()},
+                   .strides = {strides.begin(), strides.end()}};
   tensor.dims[0] = images;
   return tensor;
+}
+
+DnnManner manner_of(const ConvRoles& roles, const ConvArgs& args) {
+  return {CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR,
+          roles.convolution,
+          {{CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, CUDNN_TYPE_INT64, {2}},
+           {CUDNN_ATTR_CONVOLUTION_COMP_TYPE, CUDNN_TYPE_DATA_TYPE, {CUDNN_DATA_FLOAT}},
+           {CUDNN_ATTR_CONVOLUTION_CONV_MODE, CUDNN_TYPE_CONVOLUTION_MODE, {CUDNN_CROSS_CORRELATION}},
+           {CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES, CUDNN_TYPE_INT64, {args.stride, args.stride}},
+           {CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, CUDNN_TYPE_INT64, {args.pad_top, args.pad_left}},
+           {CUDNN_ATTR_CONVOLUTION_POST_PADDINGS, CUDNN_TYPE_INT64, {args.pad_bottom, args.pad_right}},
+           {CUDNN_ATTR_CONVOLUTION_DILATIONS, CUDNN_TYPE_INT64, {1, 1}}}};
 }
 
 bool DnnLibrary::conv(ConvPass pass, const Tensor& x, const Tensor& weight, const Tensor& y,
@@ -197,15 +213,12 @@ bool DnnLibrary::conv(ConvPass pass, const Tensor& x, const Tensor& weight, cons
     if (pass != ConvPass::weight &&
         each->strides()[0] * static_cast<std::int64_t>(size_of(each->dtype())) % 16 != 0)
       return false;
-  DnnGraph graph{roles.type,
-                 {dense_tensor(roles.x, 1, x, images), dense_tensor(roles.weight, 2, weight, weight.dim(0)),
-                  dense_tensor(roles.y, 3, y, images)}};
-  graph.convolution = std::make_unique<DnnConvolution>(DnnConvolution{{args.stride, args.stride},
-                                                                      {args.pad_top, args.pad_left},
-                                                                      {args.pad_bottom, args.pad_right},
-                                                                      roles.convolution,
-                                                                      roles.alpha,
-                                                                      roles.beta});
+  DnnGraph graph = one_operation(roles.type, {{roles.x, dense_tensor(x, images)},
+                                              {roles.weight, dense_tensor(weight, weight.dim(0))},
+                                              {roles.y, dense_tensor(y, images)}});
+  graph.operations[0].manner = manner_of(roles, args);
+  graph.operations[0].attributes = {{roles.alpha, CUDNN_TYPE_FLOAT, {1}},
+                                    {roles.beta, CUDNN_TYPE_FLOAT, {0}}};
   const DnnPlan* plan = plan_for(graph, x.dtype());
   if (!plan) return false;
   for (std::int64_t b = 0; b < x.dim(0); b += images)

@@ -1,7 +1,7 @@
 #include "backend/cuda/dnn_graph.h"
 
 #include <algorithm>
-#include <sstream>
+#include <map>
 
 #include "core/error.h"
 
@@ -23,67 +23,124 @@ DnnDescriptor describe(const DnnFunctions& functions, const DnnTensor& tensor) {
   made.set(CUDNN_ATTR_TENSOR_STRIDES, tensor.strides);
   made.set(CUDNN_ATTR_TENSOR_UNIQUE_ID, CUDNN_TYPE_INT64, tensor.id);
   made.set(CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, CUDNN_TYPE_INT64, tensor.alignment);
-  if (tensor.by_value) made.set(CUDNN_ATTR_TENSOR_IS_BY_VALUE, CUDNN_TYPE_BOOLEAN, true);
+  if (tensor.place == DnnPlace::number) made.set(CUDNN_ATTR_TENSOR_IS_BY_VALUE, CUDNN_TYPE_BOOLEAN, true);
+  if (tensor.place == DnnPlace::between) made.set(CUDNN_ATTR_TENSOR_IS_VIRTUAL, CUDNN_TYPE_BOOLEAN, true);
   made.finalize();
   return made;
 }
 
-DnnDescriptor describe(const DnnFunctions& functions, const DnnConvolution& convolution) {
-  DnnDescriptor made(functions, CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR);
-  const auto axes = static_cast<std::int64_t>(convolution.strides.size());
-  made.set(CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, CUDNN_TYPE_INT64, axes);
-  made.set(CUDNN_ATTR_CONVOLUTION_COMP_TYPE, CUDNN_TYPE_DATA_TYPE, CUDNN_DATA_FLOAT);
-  made.set(CUDNN_ATTR_CONVOLUTION_CONV_MODE, CUDNN_TYPE_CONVOLUTION_MODE, CUDNN_CROSS_CORRELATION);
-  made.set(CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES, convolution.strides);
-  made.set(CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, convolution.before);
-  made.set(CUDNN_ATTR_CONVOLUTION_POST_PADDINGS, convolution.after);
-  made.set(CUDNN_ATTR_CONVOLUTION_DILATIONS, std::vector<std::int64_t>(convolution.strides.size(), 1));
+DnnDescriptor describe(const DnnFunctions& functions, const DnnManner& manner) {
+  DnnDescriptor made(functions, manner.type);
+  for (const DnnAttribute& each : manner.attributes) made.set(each);
   made.finalize();
   return made;
 }
 
 }  // namespace
 
+void DnnDescriptor::set(const DnnAttribute& attribute) {
+  const std::int64_t first = attribute.values.front();
+  switch (attribute.type) {
+    case CUDNN_TYPE_INT64:
+      return set(attribute.name, attribute.values);
+    case CUDNN_TYPE_FLOAT:
+      return set(attribute.name, attribute.type, static_cast<float>(first));
+    default:  // an enumeration
+      return set(attribute.name, attribute.type, static_cast<std::int32_t>(first));
+  }
+}
+
+std::int64_t DnnGraph::add(DnnTensor tensor) {
+  tensor.id = static_cast<std::int64_t>(tensors.size()) + 1;
+  tensors.push_back(std::move(tensor));
+  return tensors.back().id;
+}
+
+DnnGraph one_operation(cudnnBackendDescriptorType_t type,
+                       std::vector<std::pair<cudnnBackendAttributeName_t, DnnTensor>> tensors) {
+  DnnGraph graph;
+  DnnOperation& operation = graph.operations.emplace_back(DnnOperation{type});
+  for (auto& [role, tensor] : tensors) operation.tensors.emplace_back(role, graph.add(std::move(tensor)));
+  return graph;
+}
+
 std::string DnnGraph::key() const {
-  std::ostringstream text;
-  text << static_cast<int>(type);
+  std::string bytes;  // of numbers, each list after its length: this is made at every call
+  const auto put = [&](std::int64_t number) {
+    bytes.append(reinterpret_cast<const char*>(&number), sizeof number);
+  };
+  const auto put_list = [&](const std::vector<std::int64_t>& list) {
+    put(static_cast<std::int64_t>(list.size()));
+    for (const std::int64_t each : list) put(each);
+  };
+  const auto put_attributes = [&](const std::vector<DnnAttribute>& attributes) {
+    put(static_cast<std::int64_t>(attributes.size()));
+    for (const DnnAttribute& each : attributes) {
+      put(each.name);
+      put_list(each.values);
+    }
+  };
+  put(static_cast<std::int64_t>(tensors.size()));
   for (const DnnTensor& tensor : tensors) {
-    text << '|' << static_cast<int>(tensor.role) << ':' << name_of(tensor.dtype);
-    for (const std::int64_t each : tensor.dims) text << ',' << each;
-    for (const std::int64_t each : tensor.strides) text << ';' << each;
+    for (const std::int64_t each : {tensor.id, static_cast<std::int64_t>(tensor.dtype),
+                                    static_cast<std::int64_t>(tensor.place), tensor.alignment})
+      put(each);
+    put_list(tensor.dims);
+    put_list(tensor.strides);
   }
-  if (convolution) {
-    for (const auto* list : {&convolution->strides, &convolution->before, &convolution->after})
-      for (const std::int64_t each : *list) text << '/' << each;
+  for (const DnnOperation& operation : operations) {
+    put(operation.type);
+    put(static_cast<std::int64_t>(operation.tensors.size()));
+    for (const auto& [role, id] : operation.tensors) {
+      put(role);
+      put(id);
+    }
+    put(operation.manner ? operation.manner->type : -1);
+    if (operation.manner) put_attributes(operation.manner->attributes);
+    put_attributes(operation.attributes);
   }
-  return text.str();
+  return bytes;
+}
+
+bool DnnPlan::describe(const DnnGraph& graph, std::vector<cudnnBackendDescriptor_t>& operations) {
+  std::map<std::int64_t, cudnnBackendDescriptor_t> by_id;
+  const auto keep = [&](DnnDescriptor part) {
+    parts_.push_back(std::move(part));
+    return parts_.back().ok();
+  };
+  for (const DnnTensor& tensor : graph.tensors) {
+    if (!keep(cuda::describe(f_, tensor))) return false;
+    by_id[tensor.id] = parts_.back().raw();
+    if (tensor.place != DnnPlace::between) ids_.push_back(tensor.id);
+  }
+  for (const DnnOperation& operation : graph.operations) {
+    DnnDescriptor made(f_, operation.type);
+    for (const auto& [role, id] : operation.tensors)
+      made.set(role, CUDNN_TYPE_BACKEND_DESCRIPTOR, by_id.at(id));
+    if (operation.manner) {
+      if (!keep(cuda::describe(f_, *operation.manner))) return false;
+      made.set(operation.manner->role, CUDNN_TYPE_BACKEND_DESCRIPTOR, parts_.back().raw());
+    }
+    for (const DnnAttribute& each : operation.attributes) made.set(each);
+    made.finalize();
+    if (!keep(std::move(made))) return false;
+    operations.push_back(parts_.back().raw());
+  }
+  return true;
 }
 
 std::unique_ptr<DnnPlan> DnnPlan::make(const DnnFunctions& functions, cudnnHandle_t handle,
                                        const DnnGraph& graph, const DnnWishes& wishes) {
   std::unique_ptr<DnnPlan> plan(new DnnPlan(functions));
-  DnnDescriptor operation(functions, graph.type);
-  for (const DnnTensor& tensor : graph.tensors) {
-    plan->parts_.push_back(describe(functions, tensor));
-    plan->ids_.push_back(tensor.id);
-    if (!plan->parts_.back().ok()) return nullptr;
-    operation.set(tensor.role, plan->parts_.back());
-  }
-  if (graph.convolution) {
-    plan->parts_.push_back(describe(functions, *graph.convolution));
-    if (!plan->parts_.back().ok()) return nullptr;
-    operation.set(graph.convolution->role, plan->parts_.back());
-    operation.set(graph.convolution->alpha, CUDNN_TYPE_FLOAT, 1.0f);
-    operation.set(graph.convolution->beta, CUDNN_TYPE_FLOAT, 0.0f);
-  }
-  if (!operation.finalize()) return nullptr;
+  std::vector<cudnnBackendDescriptor_t> operations;
+  if (!plan->describe(graph, operations)) return nullptr;
   DnnDescriptor whole(functions, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
   whole.set(CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE, handle);
-  whole.set(CUDNN_ATTR_OPERATIONGRAPH_OPS, operation);
+  whole.set(CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR, operations.data(),
+            static_cast<std::int64_t>(operations.size()));
   if (!whole.finalize()) return nullptr;
   const bool found = plan->choose(handle, whole, CUDNN_HEUR_MODE_A, wishes) ||
                      plan->choose(handle, whole, CUDNN_HEUR_MODE_FALLBACK, wishes);
-  plan->parts_.push_back(std::move(operation));
   plan->parts_.push_back(std::move(whole));
   return found ? std::move(plan) : nullptr;
 }
