@@ -13,9 +13,10 @@ target_compile_definitions(danceflux_cuda_emulated PRIVATE DANCEFLUX_CUDA_EMULAT
   DANCEFLUX_FAKE_CUDA="${PROJECT_BINARY_DIR}/fake-cuda")
 danceflux_compile(danceflux_cuda_emulated)
 
-# fake_<library>.cpp as the file that the plugin opens
+# fake_<library>*.cpp as the file that the plugin opens
 function(danceflux_fake_library name soname)
-  add_library(danceflux_fake_${name} SHARED ${emulation}/fake_${name}.cpp)
+  file(GLOB sources CONFIGURE_DEPENDS ${emulation}/fake_${name}.cpp ${emulation}/fake_${name}_*.cpp)
+  add_library(danceflux_fake_${name} SHARED ${sources})
   set_target_properties(danceflux_fake_${name} PROPERTIES PREFIX "" SUFFIX "" OUTPUT_NAME ${soname}
     LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/fake-cuda)
   target_include_directories(danceflux_fake_${name} PRIVATE ${emulation} ${PROJECT_SOURCE_DIR}/native)

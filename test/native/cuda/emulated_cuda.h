@@ -7,6 +7,7 @@
 
 #include "backend/communicator.h"
 #include "backend/plugin.h"
+#include "fake_cudnn_controls.h"
 
 namespace danceflux::test {
 
@@ -29,10 +30,15 @@ class EmulatedMachine {
   void sticky_error(int error);
   /// Host waits for the device so far.
   int waits() const;
+  /// What devices opened from here on are offered.
+  void cudnn(std::size_t version, unsigned refused = 0);
 };
 
 /// Graphs that the emulated device has started, of all threads.
 std::uint64_t emulated_graph_launches();
+/// The stand-in for libcudnn.so.9 that devices use.
+FakeCudnn& emulated_cudnn();
+
 /// Kernels that the emulated device has run, of all threads.
 std::uint64_t emulated_launches();
 
