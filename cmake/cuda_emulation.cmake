@@ -13,6 +13,10 @@ target_compile_definitions(danceflux_cuda_emulated PRIVATE DANCEFLUX_CUDA_EMULAT
   DANCEFLUX_FAKE_CUDA="${PROJECT_BINARY_DIR}/fake-cuda")
 danceflux_compile(danceflux_cuda_emulated)
 
+# It reads what cuDNN would be told, so it knows the backend's insides; the other tests do not.
+set_source_files_properties(${native_tests}/cuda_dnn_test.cpp PROPERTIES
+  INCLUDE_DIRECTORIES "${emulation};${emulation}/stand_in" COMPILE_DEFINITIONS DANCEFLUX_CUDA_EMULATED=1)
+
 # fake_<library>*.cpp as the file that the plugin opens
 function(danceflux_fake_library name soname)
   file(GLOB sources CONFIGURE_DEPENDS ${emulation}/fake_${name}.cpp ${emulation}/fake_${name}_*.cpp)

@@ -60,6 +60,10 @@ CudaBackend::~CudaBackend() {
   if (stream_) cudaStreamDestroy(stream_);
 }
 
+std::string CudaBackend::description() const {
+  return dnn_ ? description_ + ", " + dnn_->description() : description_;
+}
+
 void CudaBackend::enter(const char* op) {
   op_ = op;
   thread_local int current = -1;

@@ -30,7 +30,7 @@ class CudaBackend final : public Backend {
   ~CudaBackend() override;
 
   std::string name() const override { return "cuda:" + std::to_string(index_); }
-  std::string description() const override { return description_; }
+  std::string description() const override;
   DType activation_dtype(DType weights) const override {
     return weights == DType::bf16 ? DType::bf16 : DType::f32;
   }

@@ -1,21 +1,48 @@
 #include "backend/cuda/dnn.h"
 
+#include <array>
+#include <atomic>
 #include <map>
 
-#include "backend/cuda/dnn_graph.h"
+#include "backend/cuda/dnn_attention.h"
 #include "core/error.h"
 
 namespace danceflux::cuda {
 namespace {
 
-/// The first cuDNN that has attention as one operation, forward and backward.
-constexpr std::size_t kForwardSince = 91301, kBackwardSince = 91700;
 constexpr std::int64_t kMaxWidth = 128;
+
+/// Which ways attention has gone, for people: "unified + own kernels". Read by any thread.
+class WaysTaken {
+ public:
+  enum Way : std::uint8_t { unified, composite, own };
+  void note(Way way) { seen_[way].store(true, std::memory_order_relaxed); }
+  std::string words() const {
+    static constexpr const char* kNames[] = {"unified", "composite", "own kernels"};
+    std::string text;
+    for (std::size_t i = 0; i < seen_.size(); ++i)
+      if (seen_[i].load(std::memory_order_relaxed))
+        text += (text.empty() ? "" : " + ") + std::string(kNames[i]);
+    return text;
+  }
+
+ private:
+  std::array<std::atomic<bool>, 3> seen_{};
+};
+
+int capability_of(int index) {
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, index), "open");
+  return properties.major;
+}
 
 class DnnLibrary final : public Dnn {
  public:
   DnnLibrary(CudaBackend& device, const DnnFunctions& functions)
-      : device_(device), f_(functions), version_(functions.cudnnGetVersion()) {
+      : device_(device),
+        f_(functions),
+        version_(functions.cudnnGetVersion()),
+        capability_(capability_of(device.index())) {
     require(f_.cudnnCreate(&handle_) == CUDNN_STATUS_SUCCESS, "ERR_CUDA",
             "cudnn: expected a handle, got none");
     require(f_.cudnnSetStream(handle_, device.stream()) == CUDNN_STATUS_SUCCESS, "ERR_CUDA",
@@ -35,6 +62,7 @@ class DnnLibrary final : public Dnn {
   bool conv(ConvPass pass, const Tensor& x, const Tensor& weight, const Tensor& y,
             const ConvArgs& args) override;
   std::size_t plans() const override { return plans_.size(); }
+  std::string description() const override;
 
  private:
   DnnWishes wishes(DType dtype) const {
@@ -42,6 +70,10 @@ class DnnLibrary final : public Dnn {
     return {options.determinism != Determinism::off, dtype == DType::f32 && !options.tf32};
   }
   const DnnPlan* plan_for(const DnnGraph& graph, DType dtype);
+  /// The first way that this cuDNN has a plan for, taken. False: none.
+  bool attend(AttentionPass pass, const AttentionTensors& tensors, float scale);
+  void run_images(const DnnPlan& plan, const AttentionGraph& way, const AttentionTensors& tensors,
+                  std::int64_t images, float scale);
   void run(const DnnPlan& plan, const std::vector<void*>& pointers);
   /// Images that one call is given.
   std::int64_t images_at_once(std::int64_t images) const {
@@ -51,6 +83,8 @@ class DnnLibrary final : public Dnn {
   CudaBackend& device_;
   const DnnFunctions f_;
   const std::size_t version_;
+  const int capability_;
+  std::array<WaysTaken, 2> taken_;  // forward, backward
   cudnnHandle_t handle_ = nullptr;
   std::map<std::string, std::unique_ptr<DnnPlan>> plans_;
   void* workspace_ = nullptr;  // not a tensor: those keep their device alive
@@ -78,27 +112,6 @@ void DnnLibrary::run(const DnnPlan& plan, const std::vector<void*>& pointers) {
 
 bool aligned(const Tensor& x) { return reinterpret_cast<std::uintptr_t>(x.address()) % 16 == 0; }
 
-/// [B, L, H, K] as [images, H, L, K], which is how cuDNN names the axes of attention.
-DnnTensor by_head(const Tensor& x, std::int64_t images) {
-  return {.dtype = x.dtype(),
-          .dims = {images, x.dim(2), x.dim(1), x.dim(3)},
-          .strides = {x.strides()[0], x.strides()[2], x.strides()[1], x.strides()[3]}};
-}
-DnnTensor statistics(const Tensor& lse, std::int64_t images) {
-  const std::int64_t heads = lse.dim(1), queries = lse.dim(2);
-  return {.dtype = DType::f32,
-          .dims = {images, heads, queries, 1},
-          .strides = {heads * queries, queries, 1, 1},
-          .alignment = 4};
-}
-DnnTensor number() {
-  return {.dtype = DType::f32,
-          .dims = {1, 1, 1, 1},
-          .strides = {1, 1, 1, 1},
-          .place = DnnPlace::number,
-          .alignment = 4};
-}
-
 bool fits_attention(std::initializer_list<const Tensor*> tensors, const Tensor& bias,
                     const AttentionArgs& args) {
   if (bias.defined() || args.causal) return false;
@@ -116,49 +129,69 @@ void* image_of(const Tensor& x, std::int64_t b) {
   return static_cast<char*>(x.address()) + b * x.strides()[0] * static_cast<std::int64_t>(size_of(x.dtype()));
 }
 
+bool DnnLibrary::attend(AttentionPass pass, const AttentionTensors& tensors, float scale) {
+  const std::int64_t images = images_at_once(tensors.q.dim(0));
+  const bool repeatable = device_.options().determinism != Determinism::off;
+  const AttentionOffer offer{version_, capability_, repeatable, tensors.q.dim(1), tensors.k.dim(1)};
+  WaysTaken& taken = taken_[static_cast<std::size_t>(pass)];
+  for (const AttentionWay way : {AttentionWay::unified, AttentionWay::composite}) {
+    if (!has_way(way, pass, offer)) continue;
+    const AttentionGraph told = attention_graph(way, pass, tensors, images, repeatable);
+    const DnnPlan* plan = plan_for(told.graph, tensors.q.dtype());
+    if (!plan) continue;
+    run_images(*plan, told, tensors, images, scale);
+    taken.note(way == AttentionWay::unified ? WaysTaken::unified : WaysTaken::composite);
+    return true;
+  }
+  taken.note(WaysTaken::own);
+  return false;
+}
+
+void DnnLibrary::run_images(const DnnPlan& plan, const AttentionGraph& way, const AttentionTensors& t,
+                            std::int64_t images, float scale) {
+  float one = 1;
+  const Shape rows = {images, t.lse.dim(1), t.lse.dim(2)};
+  Tensor row_sums, dq_sums;  // one after the other, the images use the same
+  if (way.needs_row_sums) row_sums = device_.empty(rows);
+  if (way.needs_dq_sums) dq_sums = device_.empty({rows[0], rows[1], rows[2], t.q.dim(3)});
+  for (std::int64_t b = 0; b < t.q.dim(0); b += images) {
+    std::vector<void*> pointers = {image_of(t.q, b),   image_of(t.k, b),   image_of(t.v, b),
+                                   image_of(t.out, b), image_of(t.lse, b), &scale};
+    if (t.dout)
+      for (const Tensor* each : {t.dout, t.dq, t.dk, t.dv}) pointers.push_back(image_of(*each, b));
+    if (row_sums) {
+      pointers.push_back(&one);
+      pointers.push_back(row_sums.address());
+    }
+    if (dq_sums) {
+      device_.fill(dq_sums, 0);  // cuDNN before 9.6 adds to what is there
+      device_.enter("attention_backward");
+      pointers.push_back(dq_sums.address());
+    }
+    run(plan, pointers);
+  }
+}
+
 bool DnnLibrary::attention(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
                            const Tensor& v, const Tensor& bias, const AttentionArgs& args) {
-  if (version_ < kForwardSince || !fits_attention({&out, &q, &k, &v}, bias, args)) return false;
-  const std::int64_t images = images_at_once(q.dim(0));
-  const DnnGraph graph = one_operation(CUDNN_BACKEND_OPERATION_SDPA_FWD_DESCRIPTOR,
-                                       {{CUDNN_ATTR_OPERATION_SDPA_FWD_QDESC, by_head(q, images)},
-                                        {CUDNN_ATTR_OPERATION_SDPA_FWD_KDESC, by_head(k, images)},
-                                        {CUDNN_ATTR_OPERATION_SDPA_FWD_VDESC, by_head(v, images)},
-                                        {CUDNN_ATTR_OPERATION_SDPA_FWD_ODESC, by_head(out, images)},
-                                        {CUDNN_ATTR_OPERATION_SDPA_FWD_STATSDESC, statistics(lse, images)},
-                                        {CUDNN_ATTR_OPERATION_SDPA_FWD_SCALEDESC, number()}});
-  const DnnPlan* plan = plan_for(graph, q.dtype());
-  if (!plan) return false;
-  float scale = args.scale;
-  for (std::int64_t b = 0; b < q.dim(0); b += images)
-    run(*plan, {image_of(q, b), image_of(k, b), image_of(v, b), image_of(out, b), image_of(lse, b), &scale});
-  return true;
+  return aligned(lse) && fits_attention({&out, &q, &k, &v}, bias, args) &&
+         attend(AttentionPass::forward, {q, k, v, out, lse}, args.scale);
 }
 
 bool DnnLibrary::attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout,
                                     const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
                                     const Tensor& v, const Tensor& bias, const AttentionArgs& args) {
-  if (version_ < kBackwardSince || !fits_attention({&dq, &dk, &dv, &dout, &out, &q, &k, &v}, bias, args))
-    return false;
-  const std::int64_t images = images_at_once(q.dim(0));
-  const DnnGraph graph = one_operation(CUDNN_BACKEND_OPERATION_SDPA_BWD_DESCRIPTOR,
-                                       {{CUDNN_ATTR_OPERATION_SDPA_BWD_QDESC, by_head(q, images)},
-                                        {CUDNN_ATTR_OPERATION_SDPA_BWD_KDESC, by_head(k, images)},
-                                        {CUDNN_ATTR_OPERATION_SDPA_BWD_VDESC, by_head(v, images)},
-                                        {CUDNN_ATTR_OPERATION_SDPA_BWD_ODESC, by_head(out, images)},
-                                        {CUDNN_ATTR_OPERATION_SDPA_BWD_STATSDESC, statistics(lse, images)},
-                                        {CUDNN_ATTR_OPERATION_SDPA_BWD_SCALEDESC, number()},
-                                        {CUDNN_ATTR_OPERATION_SDPA_BWD_DODDESC, by_head(dout, images)},
-                                        {CUDNN_ATTR_OPERATION_SDPA_BWD_DQDESC, by_head(dq, images)},
-                                        {CUDNN_ATTR_OPERATION_SDPA_BWD_DKDESC, by_head(dk, images)},
-                                        {CUDNN_ATTR_OPERATION_SDPA_BWD_DVDESC, by_head(dv, images)}});
-  const DnnPlan* plan = plan_for(graph, q.dtype());
-  if (!plan) return false;
-  float scale = args.scale;
-  for (std::int64_t b = 0; b < q.dim(0); b += images)
-    run(*plan, {image_of(q, b), image_of(k, b), image_of(v, b), image_of(out, b), image_of(lse, b), &scale,
-                image_of(dout, b), image_of(dq, b), image_of(dk, b), image_of(dv, b)});
-  return true;
+  return aligned(lse) && fits_attention({&dq, &dk, &dv, &dout, &out, &q, &k, &v}, bias, args) &&
+         attend(AttentionPass::backward, {q, k, v, out, lse, &dout, &dq, &dk, &dv}, args.scale);
+}
+
+std::string DnnLibrary::description() const {
+  std::string text = "cuDNN " + std::to_string(version_ / 10000) + '.' +
+                     std::to_string(version_ / 100 % 100) + '.' + std::to_string(version_ % 100);
+  static constexpr const char* kPasses[] = {"; attention ", "; its gradient "};
+  for (std::size_t i = 0; i < taken_.size(); ++i)
+    if (const std::string ways = taken_[i].words(); !ways.empty()) text += kPasses[i] + ways;
+  return text;
 }
 
 // ---- convolution ------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
-// cuDNN 9 by its backend interface: graphs of one operation, planned once for each shape and kept. Engines
-// that give other bits from run to run, and such as multiply f32 in fewer bits, are passed over unless asked
-// for. In strict an image is given to it alone: how it cuts the work must not depend on the batch.
+// cuDNN 9 by its backend interface: graphs of operations, planned once for each shape and kept. Attention is
+// one operation where that is offered, else a graph of small ones, else not cuDNN's. Engines that give other
+// bits from run to run, and such as multiply f32 in fewer bits, are passed over unless asked for. In strict
+// an image is given to it alone: how it cuts the work must not depend on the batch.
 #pragma once
 #include <memory>
 #include <string>
@@ -28,6 +29,8 @@ class Dnn {
                     const ConvArgs& args) = 0;
   /// Plans made, and shapes that have none, so far.
   virtual std::size_t plans() const = 0;
+  /// Its version and the ways that attention has gone so far, for people; from any thread.
+  virtual std::string description() const = 0;
 };
 
 }  // namespace danceflux::cuda

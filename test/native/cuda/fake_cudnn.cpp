@@ -65,7 +65,7 @@ std::vector<Engine> engines_of(const Descriptor& graph) {
   if (is_attention(*operations[0]) && refused(FakeCudnn::unified)) return {};
   if (backward && refused(FakeCudnn::backward)) return {};
   if ((many || is_attention(*operations[0])) && refused(FakeCudnn::repeatable)) return {kUnsteady};
-  if (sums_in_memory) return {kSilent};
+  if (sums_in_memory || operations[0]->type == CUDNN_BACKEND_OPERATION_SDPA_BWD_DESCRIPTOR) return {kSilent};
   return {kUnsteady, kRounding, kGood};
 }
 
