@@ -146,6 +146,7 @@ int run(const std::string& device_name, const std::string& tokens) {
       good = bench_product(*device, count, in, out) && good;
     good = bench_attention(*device, count) && good;
   }
+  std::fprintf(stderr, "%s\n", device->description().c_str());  // which way attention took, where that is told
   return good ? 0 : 1;
 }
 
