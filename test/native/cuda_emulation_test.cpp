@@ -54,6 +54,18 @@ TEST("emulated device: a missing barrier shows") {
   CHECK(results[0] != results[1] || results[1] != results[2]);
 }
 
+TEST("emulated device: a warp runs ahead of the others where no barrier of the block holds it") {
+  for (int launch = 0; launch < 2; ++launch) {
+    std::vector<int> shared(64, -1), seen(64);
+    emulated::run(1, 1, 1, 64, 0, [&] {
+      shared[threadIdx.x] = 1;
+      __syncwarp();  // which both warps reach, and which is not enough
+      seen[threadIdx.x] = shared[(threadIdx.x + 32) % 64];
+    });
+    CHECK(seen[0] != seen[32]);
+  }
+}
+
 TEST("emulated device: barriers that do not meet are an error") {
   CHECK(message_of_run([] {
           if (threadIdx.x < 32) __syncthreads();
@@ -63,6 +75,17 @@ TEST("emulated device: barriers that do not meet are an error") {
          }).empty());
   CHECK(!message_of_run([] {}, 2048).empty());
   CHECK(message_of_run([] { __syncthreads(); }).empty());
+}
+
+TEST("emulated device: more shared memory than the smallest card has is an error") {
+  emulated::run(1, 1, 1, 1, 99 * 1024, [] {});
+  bool refused = false;
+  try {
+    emulated::run(1, 1, 1, 1, 99 * 1024 + 1, [] {});
+  } catch (const std::logic_error&) {
+    refused = true;
+  }
+  CHECK(refused);
 }
 
 TEST("emulated device: the tensor-core product has the layout that device_code.h tells") {
@@ -89,6 +112,44 @@ TEST("emulated device: the tensor-core product has the layout that device_code.h
   });
   for (int i = 0; i < 16; ++i)
     for (int j = 0; j < 8; ++j) CHECK_EQ(got[i][j], wanted[i][j]);
+}
+
+TEST("emulated device: matrices come as device_code.h tells, as they lie and turned") {
+  alignas(16) std::uint16_t memory[32][24];  // the sixteen bytes between two rows are no part of a matrix
+  for (unsigned row = 0; row < 32; ++row)
+    for (unsigned column = 0; column < 24; ++column)
+      memory[row][column] = static_cast<std::uint16_t>(row * 100 + column);
+  std::uint32_t lying[32][4], turned[32][4];
+  emulated::run(1, 1, 1, 32, 0, [&] {
+    emulated::load_matrices(lying[threadIdx.x], &memory[threadIdx.x][8], false);
+    emulated::load_matrices(turned[threadIdx.x], &memory[threadIdx.x][8], true);
+  });
+  for (unsigned lane = 0; lane < 32; ++lane)
+    for (unsigned m = 0; m < 4; ++m)
+      for (unsigned i = 0; i < 2; ++i) {
+        const unsigned group = lane / 4, pair = lane % 4 * 2 + i;
+        CHECK_EQ(lying[lane][m] >> 16 * i & 0xffffu, (m * 8 + group) * 100 + 8 + pair);
+        CHECK_EQ(turned[lane][m] >> 16 * i & 0xffffu, (m * 8 + pair) * 100 + 8 + group);
+      }
+  CHECK(!message_of_run([&] {
+           std::uint32_t out[4];
+           emulated::load_matrices(out, &memory[threadIdx.x % 32][4], false);
+         }).empty());
+}
+
+TEST("emulated device: a copy in the background arrives when it is waited for") {
+  alignas(16) const float from[4] = {1, 2, 3, 4};
+  alignas(16) float to[8] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  emulated::run(1, 1, 1, 1, 0, [&] {
+    emulated::copy_async(to, from, 16, true);
+    emulated::copy_async(to + 4, from, 4, false);
+    CHECK_EQ(to[0], -1.0f);
+    emulated::wait_for_copies();
+    CHECK_EQ(to[3], 4.0f);
+    CHECK_EQ(to[4], 0.0f);
+    CHECK_EQ(to[5], -1.0f);
+  });
+  CHECK(!message_of_run([&] { emulated::copy_async(to + 1, from, 16, true); }).empty());
 }
 
 TEST("cuda: conversions of storage types are the engine's, bit for bit") {

@@ -1,7 +1,7 @@
 // What a kernel's source needs to be CUDA for nvcc and plain C++ for tests: with another compiler the same
 // file is run by an emulation of blocks, warps and barriers on the host (test/native/cuda), under sanitizers
 // and against the op table. So kernels keep to what stands here: thread and block numbers, shared memory,
-// __syncthreads, shuffles of 32 lanes, and mma_bf16.
+// __syncthreads, shuffles of 32 lanes, copies in the background, and what feeds tensor cores.
 #pragma once
 #include <cstdint>
 
@@ -60,6 +60,42 @@ DF_DEVICE void mma_bf16(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+
+DF_DEVICE unsigned shared_address(const void* address) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(address));
+}
+
+/// Four matrices [8, 8] of 16 bits out of shared memory, for one warp: lane 8 m + r brings the address of row
+/// r of matrix m, a multiple of 16 bytes, and out[m] holds row lane / 4, columns 2 pair and 2 pair + 1 of it.
+DF_DEVICE void load_matrices(std::uint32_t (&out)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+/// As load_matrices, each matrix transposed: out[m] holds rows 2 pair and 2 pair + 1, column lane / 4.
+DF_DEVICE void load_matrices_turned(std::uint32_t (&out)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+/// Begins to copy 4 or 16 bytes, aligned as long, into shared memory: zeros and no read where not `inside`.
+/// They are there for this thread after wait_for_copies, for the block after a barrier then.
+template <int kBytes>
+DF_DEVICE void copy_async(void* to, const void* from, bool inside) {
+  const unsigned read = inside ? kBytes : 0;
+  if constexpr (kBytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(to)), "l"(from),
+                 "r"(read)
+                 : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;\n" ::"r"(shared_address(to)), "l"(from),
+                 "n"(kBytes), "r"(read)
+                 : "memory");
+}
+DF_DEVICE void wait_for_copies() { asm volatile("cp.async.wait_all;\n" ::: "memory"); }
 #elif !defined(DF_NO_KERNELS)
 template <class... P, class... A>
 void start_kernel(cudaStream_t stream, const Grid& grid, void (*kernel)(P...), const A&... arguments) {
@@ -73,6 +109,17 @@ inline unsigned char* dynamic_shared() { return emulated::dynamic_shared(); }
 inline void mma_bf16(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
   emulated::mma_bf16(d, a, b0, b1);
 }
+inline void load_matrices(std::uint32_t (&out)[4], const void* row) {
+  emulated::load_matrices(out, row, false);
+}
+inline void load_matrices_turned(std::uint32_t (&out)[4], const void* row) {
+  emulated::load_matrices(out, row, true);
+}
+template <int kBytes>
+void copy_async(void* to, const void* from, bool inside) {
+  emulated::copy_async(to, from, kBytes, inside);
+}
+inline void wait_for_copies() { emulated::wait_for_copies(); }
 #endif
 
 #if !defined(DF_NO_KERNELS)

@@ -74,5 +74,6 @@ FakeCudnn& emulated_cudnn() {
 }
 
 std::uint64_t emulated_launches() { return emulated::launches(); }
+std::uint64_t emulated_products() { return emulated::products(); }
 
 }  // namespace danceflux::test

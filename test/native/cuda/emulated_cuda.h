@@ -39,7 +39,9 @@ std::uint64_t emulated_graph_launches();
 /// The stand-in for libcudnn.so.9 that devices use.
 FakeCudnn& emulated_cudnn();
 
-/// Kernels that the emulated device has run, of all threads.
+/// Kernels that the emulated device has run, and products [16, 16] x [16, 8] of its tensor cores, of all
+/// threads.
 std::uint64_t emulated_launches();
+std::uint64_t emulated_products();
 
 }  // namespace danceflux::test

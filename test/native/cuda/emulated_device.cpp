@@ -1,7 +1,5 @@
 #include "emulated_device.h"
 
-#include <ucontext.h>
-
 #include <algorithm>
 #include <atomic>
 #include <exception>
@@ -10,10 +8,7 @@
 #include <string>
 #include <vector>
 
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
-#endif
+#include "emulated_context.h"
 
 namespace emulated {
 
@@ -21,100 +16,10 @@ thread_local Place place;
 
 namespace {
 
-constexpr std::size_t kStack = 256 * 1024;
 constexpr unsigned kLanes = 32;
-std::atomic<std::uint64_t> launch_count{0};
-
-// ---- going from one stack to another
-// -----------------------------------------------------------------------------
-#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
-// What the calling convention wants kept; swapcontext would ask the kernel for the signal mask twice, and
-// under a sanitizer clear what that knows of the whole stack.
-extern "C" void danceflux_test_switch(void** save, void* load);
-asm(R"(
-.text
-.globl danceflux_test_switch
-.hidden danceflux_test_switch
-danceflux_test_switch:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-)");
-
-struct Machine {
-  void* top = nullptr;
-  void prepare(unsigned char* stack, void (*entry)()) {
-    auto** slot =
-        reinterpret_cast<void**>(reinterpret_cast<std::uintptr_t>(stack + kStack) & ~std::uintptr_t{15});
-    *--slot = nullptr;  // what a call would have left: aligns the entry's frame
-    *--slot = reinterpret_cast<void*>(entry);
-    for (int i = 0; i < 6; ++i) *--slot = nullptr;
-    top = slot;
-  }
-  /// Below it no frame was alive when this was last left.
-  unsigned char* lowest(unsigned char* stack) const {
-    return top ? static_cast<unsigned char*>(top) : stack + kStack;
-  }
-};
-void jump(Machine& from, Machine& to) { danceflux_test_switch(&from.top, to.top); }
-#else
-struct Machine {
-  ucontext_t context{};
-  void prepare(unsigned char* stack, void (*entry)()) {
-    getcontext(&context);
-    context.uc_stack.ss_sp = stack;
-    context.uc_stack.ss_size = kStack;
-    context.uc_link = nullptr;
-    makecontext(&context, entry, 0);
-  }
-  unsigned char* lowest(unsigned char* stack) const { return stack; }
-};
-void jump(Machine& from, Machine& to) { swapcontext(&from.context, &to.context); }
-#endif
-
-/// A place to go to, and what AddressSanitizer wants to know of its stack.
-struct Context {
-  Machine machine;
-  void* fake_stack = nullptr;
-  const void* bottom = nullptr;
-  std::size_t size = 0;
-  /// Frames that were never left are forgotten.
-  void prepare(unsigned char* stack, void (*entry)()) {
-#if defined(__SANITIZE_ADDRESS__)
-    unsigned char* const lowest = machine.lowest(stack);
-    __asan_unpoison_memory_region(lowest, static_cast<std::size_t>(stack + kStack - lowest));
-#endif
-    machine.prepare(stack, entry);
-    bottom = stack;
-    size = kStack;
-  }
-};
-void arrived([[maybe_unused]] Context* from) {
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(nullptr, from ? &from->bottom : nullptr, from ? &from->size : nullptr);
-#endif
-}
-void go(Context& from, Context& to, [[maybe_unused]] bool last) {
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(last ? nullptr : &from.fake_stack, to.bottom, to.size);
-#endif
-  jump(from.machine, to.machine);
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(from.fake_stack, nullptr, nullptr);
-#endif
-}
+/// What every card from sm_80 on gives a block (sm_86 and sm_89 give no more).
+constexpr std::size_t kSharedBytes = 99 * 1024;
+std::atomic<std::uint64_t> launch_count{0}, product_count{0};
 
 // ---- a block
 // -----------------------------------------------------------------------------------------------------
@@ -124,13 +29,29 @@ struct Fiber {
   Context context;
   State state = State::ready;
   unsigned turns = 0;  // exchanges so far: two sets of slots alternate
+  struct Copy {
+    void* to;
+    const void* from;
+    unsigned bytes;
+    bool inside;
+  };
+  std::vector<Copy> copies;  // begun and not waited for
 };
+
+[[noreturn]] void misaligned(const char* what, unsigned bytes) {
+  throw std::logic_error(std::string(what) + ": expected addresses at multiples of " + std::to_string(bytes) +
+                         " bytes");
+}
+bool at_multiple(const void* address, unsigned bytes) {
+  return reinterpret_cast<std::uintptr_t>(address) % bytes == 0;
+}
 
 struct Slots {
   std::uint64_t value[2][kLanes];
   struct Operands {
     std::uint32_t a[4], b[2];
   } operands[2][kLanes];
+  const unsigned char* row[2][kLanes];
 };
 
 class Block {
@@ -146,20 +67,13 @@ class Block {
     for (unsigned i = 0; i < threads; ++i) {
       fibers_[i].state = State::ready;
       fibers_[i].turns = 0;
+      fibers_[i].copies.clear();
       fibers_[i].context.prepare(stacks_[i].get(), &Block::enter);
     }
-    for (;;) {
-      // an odd step and a start that move with the launch: every order of two threads occurs
-      const unsigned step = static_cast<unsigned>(order * 2 + 1) | 1u;
-      unsigned at = static_cast<unsigned>(order * 7919) % threads;
-      const bool permutes = (threads & (threads - 1)) == 0;
-      for (unsigned i = 0; i < threads; ++i) {
-        if (fibers_[at].state == State::ready) resume(at);
-        if (failure_) std::rethrow_exception(failure_);
-        at = permutes ? (at + step) % threads : (at + threads - 1) % threads;
-      }
-      if (!release()) return;
-    }
+    const unsigned warps = static_cast<unsigned>(slots_.size()), from = static_cast<unsigned>(order % warps);
+    do {
+      for (unsigned n = 0; n < warps; ++n) run_warp((from + (order % 2 ? warps - n : n)) % warps, order);
+    } while (release());
   }
 
   void wait(State state) {
@@ -183,6 +97,7 @@ class Block {
     std::copy_n(a, 4, mine.a);
     mine.b[0] = b0;
     mine.b[1] = b1;
+    if (lane == 0) ++product_count;
     wait(State::at_warp);
     const auto half = [](std::uint32_t word, unsigned high) {
       const std::uint32_t bits = (high ? word >> 16 : word & 0xffffu) << 16;
@@ -202,6 +117,35 @@ class Block {
     }
   }
 
+  void load_matrices(std::uint32_t (&out)[4], const void* row, bool turned) {
+    if (!at_multiple(row, 16)) misaligned("load_matrices", 16);
+    const unsigned set = fibers_[current_].turns++ % 2, lane = current_ % kLanes;
+    Slots& slots = slots_[current_ / kLanes];
+    slots.row[set][lane] = static_cast<const unsigned char*>(row);
+    wait(State::at_warp);
+    for (unsigned m = 0; m < 4; ++m)
+      for (unsigned i = 0; i < 2; ++i) {
+        const unsigned along = lane % 4 * 2 + i, across = lane / 4, from = turned ? along : across;
+        std::uint16_t bits;
+        std::memcpy(&bits, slots.row[set][m * 8 + from] + 2 * (turned ? across : along), sizeof bits);
+        out[m] = i == 0 ? bits : out[m] | std::uint32_t{bits} << 16;
+      }
+  }
+
+  void copy_async(void* to, const void* from, unsigned bytes, bool inside) {
+    if (!at_multiple(to, bytes) || !at_multiple(from, bytes)) misaligned("copy_async", bytes);
+    fibers_[current_].copies.push_back({to, from, bytes, inside});
+  }
+  void wait_for_copies() {
+    for (const auto& [to, from, bytes, inside] : fibers_[current_].copies) {
+      if (inside)
+        std::memcpy(to, from, bytes);
+      else
+        std::memset(to, 0, bytes);
+    }
+    fibers_[current_].copies.clear();
+  }
+
   std::vector<unsigned char> dynamic;
 
  private:
@@ -219,7 +163,25 @@ class Block {
     place = here;
   }
 
-  /// Lets those go on whose barrier is complete. False: all are done.
+  /// As far as the next barrier of the block.
+  void run_warp(unsigned warp, std::uint64_t order) {
+    const unsigned first = warp * kLanes, lanes = std::min(threads_ - first, kLanes);
+    // an odd step and a start that move with the launch: every order of two lanes occurs
+    const unsigned step = lanes == kLanes ? static_cast<unsigned>(order * 2 + 1) % kLanes : lanes - 1;
+    bool together = true;
+    while (together) {
+      unsigned at = static_cast<unsigned>(order * 7919) % lanes;
+      for (unsigned i = 0; i < lanes; ++i) {
+        if (fibers_[first + at].state == State::ready) resume(first + at);
+        if (failure_) std::rethrow_exception(failure_);
+        at = (at + step) % lanes;
+      }
+      for (unsigned i = 0; i < lanes; ++i) together = together && fibers_[first + i].state == State::at_warp;
+      for (unsigned i = 0; together && i < lanes; ++i) fibers_[first + i].state = State::ready;
+    }
+  }
+
+  /// Lets all go on when their barrier is complete. False: all are done.
   bool release() {
     unsigned at_block = 0, done = 0;
     for (unsigned i = 0; i < threads_; ++i) {
@@ -227,23 +189,11 @@ class Block {
       done += fibers_[i].state == State::done;
     }
     if (done == threads_) return false;
-    if (at_block == threads_) {
-      for (unsigned i = 0; i < threads_; ++i) fibers_[i].state = State::ready;
-      return true;
-    }
-    bool progress = false;
-    for (unsigned first = 0; first < threads_; first += kLanes) {
-      const unsigned last = std::min(threads_, first + kLanes);
-      bool all = true;
-      for (unsigned i = first; i < last; ++i) all = all && fibers_[i].state == State::at_warp;
-      if (!all) continue;
-      for (unsigned i = first; i < last; ++i) fibers_[i].state = State::ready;
-      progress = true;
-    }
-    if (!progress)
+    if (at_block != threads_)
       throw std::logic_error("a barrier that only some threads reach: " + std::to_string(at_block) + " of " +
                              std::to_string(threads_) + " wait for the block, " + std::to_string(done) +
                              " have ended");
+    for (unsigned i = 0; i < threads_; ++i) fibers_[i].state = State::ready;
     return true;
   }
 
@@ -278,6 +228,9 @@ void run(unsigned x, unsigned y, unsigned z, unsigned threads, std::size_t share
   if (threads == 0 || threads > 1024 || y > 65535 || z > 65535)
     throw std::logic_error("a launch that no device takes: " + std::to_string(threads) + " threads, grid " +
                            std::to_string(x) + " x " + std::to_string(y) + " x " + std::to_string(z));
+  if (shared_bytes > kSharedBytes)
+    throw std::logic_error("a launch that not every device takes: " + std::to_string(shared_bytes) +
+                           " bytes of shared memory");
   place.block_size = {threads, 1, 1};
   place.grid_size = {x, y, z};
   for (unsigned k = 0; k < z; ++k)
@@ -295,6 +248,14 @@ std::uint64_t exchange(std::uint64_t value, unsigned from) { return block.exchan
 void mma_bf16(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
   block.mma(d, a, b0, b1);
 }
+void load_matrices(std::uint32_t (&out)[4], const void* row, bool turned) {
+  block.load_matrices(out, row, turned);
+}
+void copy_async(void* to, const void* from, unsigned bytes, bool inside) {
+  block.copy_async(to, from, bytes, inside);
+}
+void wait_for_copies() { block.wait_for_copies(); }
 std::uint64_t launches() { return launch_count; }
+std::uint64_t products() { return product_count; }
 
 }  // namespace emulated

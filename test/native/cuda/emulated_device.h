@@ -1,10 +1,11 @@
 // Blocks, warps and barriers on the host, so that kernels (native/backend/cuda/*.cu, compiled as plain C++)
 // run where there is no GPU: under sanitizers, against the op table. One block at a time; its threads are
-// fibers that run until their next barrier, in an order that differs from launch to launch, so that a missing
-// barrier changes bits.
+// fibers, and each warp runs alone to the next barrier of the block, in an order that differs from launch to
+// launch, so that a missing barrier changes bits.
 //
 // Stricter than the hardware: a barrier that only some threads of a block reach, or a shuffle that only some
-// lanes of a warp reach, fails, and shared memory begins as NaN.
+// lanes of a warp reach, fails, shared memory begins as NaN, and a copy in the background arrives no sooner
+// than it is waited for.
 #pragma once
 #include <cmath>
 #include <cstddef>
@@ -36,9 +37,15 @@ void warp_barrier();
 std::uint64_t exchange(std::uint64_t value, unsigned from);
 /// As mma.m16n8k16 with bf16 inputs; products summed in f32, K ascending.
 void mma_bf16(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1);
+/// As ldmatrix.x4, `turned` with .trans. Throws std::logic_error for a row that does not begin at 16 bytes.
+void load_matrices(std::uint32_t (&out)[4], const void* row, bool turned);
+/// As cp.async and its wait_all. Throws std::logic_error for addresses that are not multiples of `bytes`.
+void copy_async(void* to, const void* from, unsigned bytes, bool inside);
+void wait_for_copies();
 
-/// Launches so far, of all threads of the process.
+/// Launches, and tensor-core products of a warp, so far, of all threads of the process.
 std::uint64_t launches();
+std::uint64_t products();
 
 template <class T>
 T exchanged(T value, unsigned from) {
