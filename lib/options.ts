@@ -56,6 +56,12 @@ export interface AscendOptions {
 export interface CudaOptions {
   /** Products of f32 through TF32, which keeps 10 bits of 23: faster, and not what f32 says. Default false. */
   tf32?: boolean;
+  /**
+   * Whose kernels attention takes. `auto`: cuDNN's where it has some, else our own (default). `own`: always our own, to time them beside
+   * cuDNN's or to step around a fault of that; bf16 heads of 32, 64, 80 and 128 columns go through tensor cores, all others through plain
+   * arithmetic.
+   */
+  attention?: "auto" | "own";
   /** Wait for the device after every op, so that an error names the op that made it. Slow; to find a fault. Default false. */
   synchronous?: boolean;
   /**
@@ -106,7 +112,14 @@ const KNOWN: Record<string, Record<string, Check>> = {
     isa: oneOf("portable", "avx2", "avx512", "neon"),
     determinism: DETERMINISM,
   },
-  cuda: { determinism: DETERMINISM, tf32: SWITCH, synchronous: SWITCH, graphs: SWITCH, ...collective("nccl") },
+  cuda: {
+    determinism: DETERMINISM,
+    tf32: SWITCH,
+    attention: oneOf("auto", "own"),
+    synchronous: SWITCH,
+    graphs: SWITCH,
+    ...collective("nccl"),
+  },
   ascend: {
     determinism: DETERMINISM,
     "ascend.parity": oneOf(true, false),

@@ -25,10 +25,13 @@ describe.skipIf(!existsSync(join(plugins, "danceflux_cuda.so")))("an emulated CU
       .probeBackends()
       .find(({ name }) => name === "cuda");
     expect(report).toMatchObject({ state: "READY", devices: 1 });
-    using device = openDevice("cuda:0", { synchronous: true, nccl: { minCtas: 4 } });
+    using device = openDevice("cuda:0", { synchronous: true, attention: "own", nccl: { minCtas: 4 } });
     expect(device.name).toBe("cuda:0");
     expect(() => openDevice("cuda:0", { graphs: 1 as unknown as boolean })).toThrow(/graphs: expected/);
     expect(() => openDevice("cuda:0", { tf32: 1 as unknown as boolean })).toThrow(/tf32: expected/);
+    expect(() => openDevice("cuda:0", { attention: "cudnn" as "own" })).toThrow(
+      /attention: expected "auto", "own"/,
+    );
   });
 
   it.each(["f32", "bf16"] as const)(

@@ -108,6 +108,7 @@ TEST("cuda: options") {
   open_emulated_cuda(
       R"({"determinism": "off", "tf32": true, "nccl": {"nvls": false}, "hccl": {"bufferSizeMiB": 9}})");
   CHECK_THROWS("ERR_OPTION", open_emulated_cuda(R"({"determinism": "sometimes"})"));
+  CHECK_THROWS("ERR_OPTION", open_emulated_cuda(R"({"attention": "cudnn"})"));
   CHECK_THROWS("ERR_OPTION", open_emulated_cuda(R"({"threads": 2})"));
   CHECK_THROWS("ERR_OPTION", open_emulated_cuda(R"({"ncclx": 2})"));
 }

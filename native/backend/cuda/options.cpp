@@ -6,7 +6,7 @@ namespace danceflux::cuda {
 
 Options Options::parse(const std::string& json) {
   const DeviceOptions given = DeviceOptions::parse(json);
-  given.allow_only("cuda", {"determinism", "tf32", "synchronous", "graphs", "nccl.*", "hccl.*"});
+  given.allow_only("cuda", {"determinism", "tf32", "attention", "synchronous", "graphs", "nccl.*", "hccl.*"});
   Options options;
   const std::string level = given.text("determinism", "strict");
   if (level == "off") {
@@ -18,6 +18,10 @@ Options Options::parse(const std::string& json) {
             level);
   }
   options.tf32 = given.flag("tf32", false);
+  const std::string attention = given.text("attention", "auto");
+  require(attention == "auto" || attention == "own", "ERR_OPTION",
+          "option attention: expected auto or own, got ", attention);
+  options.own_attention = attention == "own";
   options.synchronous = given.flag("synchronous", false);
   options.graphs = given.flag("graphs", false);
   return options;

@@ -10,8 +10,9 @@ enum class Determinism : unsigned char { off, run_to_run, strict };
 
 struct Options {
   Determinism determinism = Determinism::strict;
-  bool tf32 = false;         // products of f32 through TF32, of fewer bits
-  bool synchronous = false;  // wait after every op, so that an error names the op that made it
+  bool tf32 = false;           // products of f32 through TF32, of fewer bits
+  bool own_attention = false;  // never by cuDNN
+  bool synchronous = false;    // wait after every op, so that an error names the op that made it
 
   bool graphs = false;  // recurring work is recorded as a CUDA graph
 
