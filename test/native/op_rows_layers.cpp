@@ -209,10 +209,15 @@ void add_attention_rows(std::vector<OpCase>& rows) {
   rows.push_back(attention_row(2, 5, 7, 3, 8, 1, false));
   rows.push_back(attention_row(3, 6, 6, 2, 10, 3, false));
   rows.push_back(attention_row(2, 9, 9, 2, 8, 1, true));
-  OpCase fixed_bias = attention_row(2, 21, 21, 3, 16, 1, false);
-  fixed_bias.name += " fixed";
-  fixed_bias.inputs[3].gradient = false;
-  rows.push_back(fixed_bias);
+  rows.push_back(attention_row(2, 77, 77, 1, 64, 0, true));
+  rows.push_back(attention_row(1, 35, 70, 1, 128, 0, true));
+  for (OpCase fixed_bias :
+       {attention_row(2, 21, 21, 3, 16, 1, false), attention_row(2, 40, 72, 1, 32, 2, false),
+        attention_row(1, 70, 50, 1, 80, 1, true)}) {
+    fixed_bias.name += " fixed";
+    fixed_bias.inputs[3].gradient = false;
+    rows.push_back(fixed_bias);
+  }
   // As a model calls it: three parts of one projection, seen by head.
   rows.push_back({.name = "attention of one projection",
                   .family = Family::attention,

@@ -234,12 +234,8 @@ void forward(CudaBackend& device, const Tensor& out, const Tensor& lse, const Te
                 head_rows<const T>(q), head_rows<const T>(k), head_rows<const T>(v), score_bias<T>(bias), s);
 }
 
-struct Gradients {
-  const Tensor &dq, &dk, &dv, &dout, &lse, &q, &k, &v, &bias, &delta;
-};
-
 template <class T, int kColumns>
-void backward(CudaBackend& device, const Gradients& g, const AttentionShape& s) {
+void backward(CudaBackend& device, const AttentionGradients& g, const AttentionShape& s) {
   Grid grid{.x = blocks_for(s.queries, kWarps),
             .y = static_cast<unsigned>(s.heads),
             .z = static_cast<unsigned>(s.batch),
@@ -300,7 +296,8 @@ Declined CudaBackend::attention_backward(const Tensor& dq, const Tensor& dk, con
             .z = static_cast<unsigned>(s.batch),
             .threads = kThreads},
            attention_delta<T>, delta.data<float>(), head_rows<const T>(dout), head_rows<const T>(out), s);
-    const Gradients g{dq, dk, dv, dout, lse, q, k, v, bias, delta};
+    const AttentionGradients g{dq, dk, dv, dout, lse, q, k, v, bias, delta};
+    if (attention_backward_by_tensor_cores(*this, g, s)) return;
     if (s.width <= 64) {
       backward<T, 2>(*this, g, s);
     } else if (s.width <= 128) {

@@ -42,9 +42,16 @@ inline AttentionShape attention_shape(const Tensor& q, const Tensor& k, const At
   return {q.dim(0), q.dim(2), q.dim(1), k.dim(1), q.dim(3), args.scale, args.causal};
 }
 
+/// What the gradients of attention are made of; delta [B, H, Lq] is the sum over the head of dout * out.
+struct AttentionGradients {
+  const Tensor &dq, &dk, &dv, &dout, &lse, &q, &k, &v, &bias, &delta;
+};
+
 /// By tensor cores; false: these shapes or layouts are not for them.
 bool attention_by_tensor_cores(CudaBackend& device, const Tensor& out, const Tensor& lse, const Tensor& q,
                                const Tensor& k, const Tensor& v, const Tensor& bias,
                                const AttentionArgs& args);
+bool attention_backward_by_tensor_cores(CudaBackend& device, const AttentionGradients& g,
+                                        const AttentionShape& s);
 
 }  // namespace danceflux::cuda
