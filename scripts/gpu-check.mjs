@@ -81,12 +81,14 @@ const environment = {
   DANCEFLUX_PLUGIN_PATH: folder,
   ...(libraries ? { DANCEFLUX_CUDA_LIBRARIES: libraries } : {}),
 };
+const OWN_ATTENTION = '{"attention": "own"}';
+const ownAttention = { DANCEFLUX_TEST_OPTIONS: OWN_ATTENTION };
 const sanitizer = (tool) => [
   "compute-sanitizer",
-  ["--tool", tool, "--error-exitcode", "9", tests, "ops: every device agrees"],
+  ["--tool", tool, "--error-exitcode", "9", tests, "ops: every device agrees", "gradient: every device"],
 ];
 
-/** name, what it shows, commands; `reads` makes the stage's numbers from what was printed. */
+/** name, what it shows, commands and what they find in the environment besides; `reads` makes the stage's numbers from what was printed. */
 const stages = [
   {
     name: "build",
@@ -127,6 +129,15 @@ const stages = [
     reads: parseTests,
   },
   {
+    name: "own-attention",
+    shows: "the same of the op table where attention takes the plugin's own kernels instead of cuDNN's",
+    commands: [
+      [tests, ["ops: every device", "ops: an image", "gradient: every device", "gradient: the same bits"]],
+    ],
+    environment: ownAttention,
+    reads: parseTests,
+  },
+  {
     name: "models",
     shows: "FLUX, T5, CLIP, the autoencoder and a training step against frozen numbers of PyTorch",
     commands: [[tests, ["flux", "models", "t5", "clip", "autoencoder", "train"]]],
@@ -136,12 +147,14 @@ const stages = [
     name: "memcheck",
     shows: "no kernel of the op table reads or writes outside its memory",
     commands: [sanitizer("memcheck")],
+    environment: ownAttention, // cuDNN's kernels are not ours to mend
     optional: "compute-sanitizer",
   },
   {
     name: "racecheck",
     shows: "no kernel of the op table races in shared memory",
     commands: [sanitizer("racecheck")],
+    environment: ownAttention,
     optional: "compute-sanitizer",
   },
   {
@@ -177,6 +190,17 @@ const stages = [
     shows:
       "products and attention at the sizes of FLUX.1-dev at 512, 720 and 1024 px, checked on sampled rows",
     commands: [[join(folder, "danceflux_flux_shapes_bench"), ["--device", "cuda"]]],
+    reads: parseLines,
+  },
+  {
+    name: "bench-own-attention",
+    shows: "attention at those sizes by the plugin's own kernels",
+    commands: [
+      [
+        join(folder, "danceflux_flux_shapes_bench"),
+        ["--device", "cuda", "--filter", "attention", "--options", OWN_ATTENTION],
+      ],
+    ],
     reads: parseLines,
   },
   {
@@ -216,7 +240,7 @@ function runStage(stage) {
     console.error(`\n==== ${stage.name}: ${program} ${args.join(" ")}`);
     const result = spawnSync(program, args, {
       cwd: inRoot(),
-      env: { ...process.env, ...environment },
+      env: { ...process.env, ...environment, ...stage.environment },
       encoding: "utf8",
       maxBuffer: 1 << 28,
       stdio: ["ignore", "pipe", "inherit"],
@@ -248,10 +272,12 @@ function runStage(stage) {
 
 const todo = selected();
 if (chosen.plan) {
-  const plan = todo.map(({ name, shows, commands }) => ({
+  const plan = todo.map(({ name, shows, commands, environment: more = {} }) => ({
     name,
     shows,
-    commands: commands.map(([program, args]) => [program, ...args].join(" ")),
+    commands: commands.map(([program, args]) =>
+      [...Object.entries(more).map(([key, value]) => `${key}='${value}'`), program, ...args].join(" "),
+    ),
   }));
   if (chosen.json) console.log(JSON.stringify({ gpu: gpu ?? null, architecture, environment, plan }));
   else

@@ -30,7 +30,7 @@ export function sideBySide(ours, theirs) {
     const peer = other.get(row.name);
     const ratio = peer ? (row.unit === "ms" ? peer.ours / row.ours : row.ours / peer.ours) : undefined;
     return {
-      name: row.name,
+      name: row.title ?? row.name,
       ours: row.ours,
       theirs: peer?.ours,
       ratio,
@@ -68,7 +68,12 @@ export function writePage(report) {
     parts.push(
       `Ratio before the first update over ${training.iterations} iterations: greatest deviation from 1 is ${training.ratioDeviation}.`,
     );
-  const rows = [...(of("bench-ops")?.rows ?? []), ...(of("bench-flux")?.rows ?? [])];
+  const own = of("bench-own-attention")?.rows ?? [];
+  const rows = [
+    ...(of("bench-ops")?.rows ?? []),
+    ...(of("bench-flux")?.rows ?? []),
+    ...own.map((row) => ({ ...row, title: `${row.name}, own kernels` })),
+  ];
   if (rows.length > 0) {
     parts.push(
       table(

@@ -36,14 +36,17 @@ describe("gpu-check", () => {
       "build",
       "ops",
       "gradients",
+      "own-attention",
       "models",
       "memcheck",
       "racecheck",
       "training",
       "bench-ops",
       "bench-flux",
+      "bench-own-attention",
       "bench-torch",
     ]);
+    expect(plan[3].commands[0]).toMatch(/^DANCEFLUX_TEST_OPTIONS='{"attention": "own"}' /);
     expect(plan[0].commands[0]).toContain("-DCMAKE_CUDA_ARCHITECTURES=90-real -DDANCEFLUX_CUDA_WHEELS=/w");
   });
 
@@ -131,6 +134,12 @@ describe("gpu-check", () => {
           rows: [{ name: "attention 4608, forward", ours: 612.3, unit: "TFLOP/s", checked: true }],
         },
         {
+          name: "bench-own-attention",
+          shows: "own",
+          state: "passed",
+          rows: [{ name: "attention 4608, forward", ours: 290, unit: "TFLOP/s", checked: true }],
+        },
+        {
           name: "bench-torch",
           shows: "torch",
           state: "passed",
@@ -143,6 +152,7 @@ describe("gpu-check", () => {
     expect(page).toContain("| memcheck | memory | not run: no compute-sanitizer here | - |");
     expect(page).toContain("over 20 iterations: greatest deviation from 1 is 0");
     expect(page).toContain("| attention 4608, forward | 612.3 | 580 | 1.06 x | TFLOP/s | yes |");
+    expect(page).toContain("| attention 4608, forward, own kernels | 290 | 580 | 0.50 x | TFLOP/s | yes |");
     expect(page).toContain("- FAILED x");
   });
 });

@@ -3,7 +3,9 @@
 // random are made again in double on the host, and a bench that is wrong there is not timed and makes the
 // program fail.
 //
-//   danceflux_flux_shapes_bench [--device cuda] [--tokens 1536,2537,4608]
+//   danceflux_flux_shapes_bench [--device cuda] [--options JSON] [--tokens 1536,2537,4608] [--filter TEXT]
+//
+// --filter attention --options '{"attention": "own"}': the CUDA plugin's own kernels, where cuDNN has some.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -22,7 +24,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr std::int64_t kWidth = 3072, kHeads = 24, kHead = 128;
-constexpr double kTolerance = 0x1p-6;  // of one product of bf16 activations (op_cases.cpp)
+constexpr double kTolerance = 0x1p-6;          // of one product of bf16 activations (op_cases.cpp)
+constexpr double kGradientTolerance = 0x1p-5;  // of attention
 
 /// Normal numbers: zeros would let the clock run higher than work does. Repeated, for they are only timed.
 Tensor normal(Backend& device, const Shape& shape, float scale) {
@@ -85,53 +88,107 @@ bool bench_product(Backend& device, std::int64_t rows, std::int64_t in, std::int
                good, [&] { return shortest(device, [&] { work(); }); });
 }
 
+/// One head in double. L tokens, K head width.
+struct Head {
+  std::vector<double> q, k, v;  // [L, K]
+  std::int64_t tokens;
+  double scale;
+
+  Head(const Tensor& queries, const Tensor& keys, const Tensor& values, std::int64_t h, double score_scale)
+      : q(read(queries, h)),
+        k(read(keys, h)),
+        v(read(values, h)),
+        tokens(queries.dim(1)),
+        scale(score_scale) {}
+  static std::vector<double> read(const Tensor& x, std::int64_t h) {
+    const std::vector<float> all = ops::to_host(x.narrow(2, h, 1));
+    return {all.begin(), all.end()};
+  }
+  static double dot(const std::vector<double>& a, std::int64_t i, const std::vector<double>& b,
+                    std::int64_t j) {
+    double sum = 0;
+    for (std::int64_t d = 0; d < kHead; ++d)
+      sum += a[static_cast<std::size_t>(i * kHead + d)] * b[static_cast<std::size_t>(j * kHead + d)];
+    return sum;
+  }
+  /// What query i gives each key.
+  std::vector<double> probabilities(std::int64_t i) const {
+    std::vector<double> p(static_cast<std::size_t>(tokens));
+    double sum = 0;
+    for (std::int64_t j = 0; j < tokens; ++j)
+      sum += p[static_cast<std::size_t>(j)] = std::exp(dot(q, i, k, j) * scale);
+    for (double& each : p) each /= sum;
+    return p;
+  }
+  static std::vector<double> weighted(const std::vector<double>& weights, const std::vector<double>& rows) {
+    std::vector<double> sum(kHead);
+    for (std::size_t j = 0; j < weights.size(); ++j)
+      for (std::size_t d = 0; d < kHead; ++d) sum[d] += weights[j] * rows[j * kHead + d];
+    return sum;
+  }
+  std::vector<double> output(std::int64_t i) const { return weighted(probabilities(i), v); }
+  /// The gradient of query i where v flows into the output.
+  std::vector<double> query_gradient(std::int64_t i) const {
+    std::vector<double> p = probabilities(i), dp(p.size());
+    double delta = 0;
+    for (std::int64_t j = 0; j < tokens; ++j) {
+      const auto at = static_cast<std::size_t>(j);
+      dp[at] = dot(v, i, v, j);
+      delta += p[at] * dp[at];
+    }
+    for (std::size_t j = 0; j < p.size(); ++j) p[j] *= (dp[j] - delta) * scale;
+    return weighted(p, k);
+  }
+  static std::vector<double> row(const std::vector<double>& rows, std::int64_t i) {
+    const auto first = rows.begin() + static_cast<std::ptrdiff_t>(i) * kHead;
+    return {first, first + kHead};
+  }
+};
+
 bool bench_attention(Backend& device, std::int64_t tokens) {
   const Shape shape{1, tokens, kHeads, kHead};
   const Tensor q = normal(device, shape, 1), k = normal(device, shape, 1.01f),
                v = normal(device, shape, 0.99f);
   const AttentionArgs args{.scale = 1 / std::sqrt(static_cast<float>(kHead))};
   const auto work = [&] { return ops::attention(q, k, v, {}, args); };
-  const Tensor y = work();
-  const auto head = [](const Tensor& x, std::int64_t h) { return ops::to_host(x.narrow(2, h, 1)); };
-  bool good = true;
-  for (const std::int64_t h : {std::int64_t{0}, kHeads - 1}) {
-    const std::vector<float> queries = head(q, h), keys = head(k, h), values = head(v, h),
-                             results = head(y, h);
-    const std::int64_t i = tokens / 3;
-    std::vector<double> p(static_cast<std::size_t>(tokens)), wanted(kHead), got(kHead);
-    double sum = 0;
-    for (std::int64_t j = 0; j < tokens; ++j) {
-      double dot = 0;
-      for (std::int64_t d = 0; d < kHead; ++d)
-        dot += static_cast<double>(queries[static_cast<std::size_t>(i * kHead + d)]) *
-               static_cast<double>(keys[static_cast<std::size_t>(j * kHead + d)]);
-      sum += p[static_cast<std::size_t>(j)] = std::exp(dot * static_cast<double>(args.scale));
-    }
-    for (std::int64_t d = 0; d < kHead; ++d) {
-      for (std::int64_t j = 0; j < tokens; ++j)
-        wanted[static_cast<std::size_t>(d)] +=
-            p[static_cast<std::size_t>(j)] / sum *
-            static_cast<double>(values[static_cast<std::size_t>(j * kHead + d)]);
-      got[static_cast<std::size_t>(d)] =
-          static_cast<double>(results[static_cast<std::size_t>(i * kHead + d)]);
-    }
-    good = good && error_of(got, wanted) <= kTolerance;
-  }
-  const double flops = 4.0 * static_cast<double>(tokens * tokens) * static_cast<double>(kHeads * kHead);
-  const std::string name = "attention " + std::to_string(tokens);
-  if (!print(name + ", forward", flops, good, [&] { return shortest(device, [&] { work(); }); }))
-    return false;
+  Tensor dq, dv;
   const auto both = [&] {
     Tape tape;
     for (const Tensor& each : {q, k, v}) tape.watch(each);
-    const std::vector<Tensor> results{ops::attention(q, k, v, {}, args)}, seeds{v};
+    const std::vector<Tensor> results{work()}, seeds{v};
     tape.backward(results, seeds);
+    dq = tape.gradient(q);
+    dv = tape.gradient(v);
   };
-  return print(name + ", forward and backward", 3.5 * flops, good, [&] { return shortest(device, both); });
+  const Tensor y = work();
+  both();
+  bool good = true, slopes = true;
+  for (const std::int64_t h : {std::int64_t{0}, kHeads - 1}) {
+    const Head head(q, k, v, h, static_cast<double>(args.scale));
+    const std::int64_t i = tokens / 3;
+    good = good && error_of(Head::row(Head::read(y, h), i), head.output(i)) <= kTolerance;
+    slopes =
+        slopes && error_of(Head::row(Head::read(dq, h), i), head.query_gradient(i)) <= kGradientTolerance;
+    // All that flows in arrives at some value: a query's probabilities sum up to one.
+    const std::vector<double> ones(static_cast<std::size_t>(tokens), 1.0);
+    slopes = slopes && error_of(Head::weighted(ones, Head::read(dv, h)), Head::weighted(ones, head.v)) <=
+                           kGradientTolerance;
+  }
+  const double flops = 4.0 * static_cast<double>(tokens * tokens) * static_cast<double>(kHeads * kHead);
+  const std::string name = "attention " + std::to_string(tokens);
+  good = print(name + ", forward", flops, good, [&] { return shortest(device, [&] { work(); }); });
+  return print(name + ", forward and backward", 3.5 * flops, good && slopes,
+               [&] { return shortest(device, both); });
 }
 
-int run(const std::string& device_name, const std::string& tokens) {
-  const auto device = open_backend(device_name, 0, "{}");
+struct Arguments {
+  std::string device = "cuda", options = "{}", tokens = "1536,2537,4608", filter;
+  bool wants(const char* kind) const { return std::string(kind).find(filter) != std::string::npos; }
+};
+
+int run(const Arguments& arguments) {
+  const auto device = open_backend(arguments.device, 0, arguments.options);
+  const std::string& tokens = arguments.tokens;
   bool good = true;
   for (std::size_t at = 0; at < tokens.size();) {
     std::size_t length = 0;
@@ -143,8 +200,8 @@ int run(const std::string& device_name, const std::string& tokens) {
                                   {kWidth, 4 * kWidth},
                                   {4 * kWidth, kWidth},
                                   {5 * kWidth, kWidth}})
-      good = bench_product(*device, count, in, out) && good;
-    good = bench_attention(*device, count) && good;
+      if (arguments.wants("linear")) good = bench_product(*device, count, in, out) && good;
+    if (arguments.wants("attention")) good = bench_attention(*device, count) && good;
   }
   std::fprintf(stderr, "%s\n", device->description().c_str());  // which way attention took, where that is told
   return good ? 0 : 1;
@@ -154,13 +211,15 @@ int run(const std::string& device_name, const std::string& tokens) {
 }  // namespace danceflux::test
 
 int main(int argc, char** argv) {
-  std::string device = "cuda", tokens = "1536,2537,4608";
+  danceflux::test::Arguments arguments;
   for (int i = 1; i + 1 < argc; i += 2) {
-    if (!std::strcmp(argv[i], "--device")) device = argv[i + 1];
-    if (!std::strcmp(argv[i], "--tokens")) tokens = argv[i + 1];
+    if (!std::strcmp(argv[i], "--device")) arguments.device = argv[i + 1];
+    if (!std::strcmp(argv[i], "--options")) arguments.options = argv[i + 1];
+    if (!std::strcmp(argv[i], "--tokens")) arguments.tokens = argv[i + 1];
+    if (!std::strcmp(argv[i], "--filter")) arguments.filter = argv[i + 1];
   }
   try {
-    return danceflux::test::run(device, tokens);
+    return danceflux::test::run(arguments);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;
