@@ -67,7 +67,7 @@ export interface CudaOptions {
   /**
    * Record the network of a sampling step as a CUDA graph when it is asked for the second time, and start that from then on, with the same
    * bits: the host then asks for one thing a step instead of hundreds. Helps where the host is what the device waits for, with small models
-   * and pictures; a recording keeps the memory of one step. Default false.
+   * and pictures; a recording keeps the memory of one step, and gives it back for good when memory runs out. Default false.
    */
   graphs?: boolean;
 }

@@ -87,10 +87,7 @@ void* CudaBackend::allocate(std::size_t bytes) {
     return pool_->allocate(bytes);
   } catch (const Error& error) {
     if (error.code != "ERR_MEMORY") throw;
-    if (!recordings_->empty()) {  // what they hold may be enough
-      recordings_->forget();
-      return allocate(bytes);
-    }
+    if (recordings_->give_way()) return allocate(bytes);
     std::size_t free = 0, total = 0;
     if (cudaMemGetInfo(&free, &total) != cudaSuccess) throw;
     const MemoryStats stats = pool_->stats();

@@ -70,9 +70,18 @@ MemoryStats Recordings::memory() const {
 }
 
 void Recordings::forget() {
-  if (entries_.empty()) return;
+  const auto kept = [](const auto& entry) { return entry.second.recording != nullptr; };
+  if (std::none_of(entries_.begin(), entries_.end(), kept)) return;
   check(cudaStreamSynchronize(device_.stream()), "graphs");
+  for (auto& [key, entry] : entries_) entry.recording.reset();
+}
+
+bool Recordings::give_way() {
+  if (gave_way_) return false;
+  gave_way_ = true;
+  forget();
   entries_.clear();
+  return true;
 }
 
 void Recordings::drop_oldest() {
@@ -85,16 +94,22 @@ void Recordings::drop_oldest() {
 
 std::vector<Tensor> Recordings::run(const std::string& key, std::span<const Tensor> inputs,
                                     const Backend::Recurring& work) {
-  if (recording_) return work(inputs);
+  if (recording_ || gave_way_) return work(inputs);
   const auto [place, fresh] = entries_.try_emplace(key);
-  Entry& entry = place->second;
-  entry.used = ++turn_;
+  place->second.used = ++turn_;
   if (fresh) {
     if (entries_.size() > kKept) drop_oldest();
     return work(inputs);
   }
-  if (entry.refused || (!entry.recording && !record(entry, inputs, work))) return work(inputs);
-  return replay(*entry.recording, inputs);
+  if (place->second.refused || (!place->second.recording && !record(place->second, inputs, work)))
+    return work(inputs);
+  std::vector<Tensor> given, outputs;
+  for (const Tensor& input : inputs) given.push_back(device_.dense(input));
+  for (const Place& output : std::vector(place->second.recording->outputs))
+    outputs.push_back(device_.empty(output.shape, output.dtype));
+  if (gave_way_) return work(inputs);  // to make room for these
+  replay(*place->second.recording, given, outputs);
+  return outputs;
 }
 
 /// False: the work cannot be recorded, and nothing was done.
@@ -164,26 +179,19 @@ bool Recordings::record(Entry& entry, std::span<const Tensor> inputs, const Back
   return true;
 }
 
-std::vector<Tensor> Recordings::replay(const Recording& recording, std::span<const Tensor> inputs) {
+void Recordings::replay(const Recording& recording, std::span<const Tensor> inputs,
+                        std::span<const Tensor> outputs) {
   const cudaStream_t stream = device_.stream();
   device_.enter("graph");
-  for (std::size_t i = 0; i < inputs.size(); ++i) {
-    const Tensor dense = device_.dense(inputs[i]);
-    check(cudaMemcpyAsync(recording.inputs[i].address, dense.address(), recording.inputs[i].bytes(),
-                          cudaMemcpyDeviceToDevice, stream),
-          "graph");
-  }
+  const auto copy = [&](void* to, const void* from, const Place& place) {
+    check(cudaMemcpyAsync(to, from, place.bytes(), cudaMemcpyDeviceToDevice, stream), "graph");
+  };
+  for (std::size_t i = 0; i < inputs.size(); ++i)
+    copy(recording.inputs[i].address, inputs[i].address(), recording.inputs[i]);
   check(cudaGraphLaunch(recording.executable, stream), "graph");
+  for (std::size_t i = 0; i < outputs.size(); ++i)
+    copy(outputs[i].address(), recording.outputs[i].address, recording.outputs[i]);
   device_.launched();
-  std::vector<Tensor> outputs;
-  for (const Place& place : recording.outputs) {
-    outputs.push_back(device_.empty(place.shape, place.dtype));
-    check(cudaMemcpyAsync(outputs.back().address(), place.address, place.bytes(), cudaMemcpyDeviceToDevice,
-                          stream),
-          "graph");
-  }
-  ++replays_;
-  return outputs;
 }
 
 }  // namespace danceflux::cuda

@@ -28,14 +28,15 @@ class Recordings {
   /// workspaces; recorded the second time; replayed from then on.
   std::vector<Tensor> run(const std::string& key, std::span<const Tensor> inputs,
                           const Backend::Recurring& work);
-  /// Drops all recordings: something that they were made with is about to go. Waits for the stream.
+  /// Drops all recordings, to be made again: something that they were made with is about to go. Waits for the
+  /// stream.
   void forget();
+  /// The same for good, for there is not enough memory. False: there was nothing to drop.
+  bool give_way();
   /// What a recording cannot hold must not be asked for: see not_recordable().
   bool recording() const { return recording_ != nullptr; }
   /// Throws while recording: `what` would be done once, and not again by a replay.
   void not_recordable(const char* what) const;
-  bool empty() const { return entries_.empty(); }
-
   /// Memory of what is being recorded: its own, for nobody else may get it between two replays.
   void* allocate(std::size_t bytes);
   /// False: not of a recording.
@@ -43,15 +44,12 @@ class Recordings {
   /// Of all recordings together.
   MemoryStats memory() const;
 
-  /// Replays so far.
-  std::uint64_t replays() const { return replays_; }
-
  private:
   struct Place;
   struct Recording;
   struct Entry;
   bool record(Entry& entry, std::span<const Tensor> inputs, const Backend::Recurring& work);
-  std::vector<Tensor> replay(const Recording& recording, std::span<const Tensor> inputs);
+  void replay(const Recording& recording, std::span<const Tensor> inputs, std::span<const Tensor> outputs);
   void drop_oldest();
 
   CudaBackend& device_;
@@ -61,7 +59,8 @@ class Recordings {
   std::vector<std::unique_ptr<Pool>>
       kept_back_;  // of recordings that failed while somebody held their memory
   Recording* recording_ = nullptr;
-  std::uint64_t turn_ = 0, replays_ = 0;
+  bool gave_way_ = false;
+  std::uint64_t turn_ = 0;
 };
 
 }  // namespace danceflux::cuda

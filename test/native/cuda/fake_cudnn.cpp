@@ -9,7 +9,11 @@
 #include <cstdlib>
 #include <set>
 
-struct cudnnContext {};
+#include "emulated_stream.h"
+
+struct cudnnContext {
+  cudaStream_t stream = nullptr;
+};
 
 using fake::Descriptor;
 using fake::Memory;
@@ -81,6 +85,18 @@ std::map<std::int64_t, const Descriptor*> outside(const Descriptor& graph) {
   return found;
 }
 
+/// The numbers that the pack points at are read when a plan is started, and no later.
+std::map<std::int64_t, float> numbers_of(const Descriptor& graph, const Memory& memory) {
+  auto tensors = outside(graph);
+  for (const Descriptor* operation : operations_of(graph))
+    for (const int scale : {CUDNN_ATTR_OPERATION_SDPA_FWD_SCALEDESC, CUDNN_ATTR_OPERATION_SDPA_BWD_SCALEDESC})
+      if (const Descriptor* tensor = operation->of(scale)) tensors[tensor->id()] = tensor;
+  std::map<std::int64_t, float> numbers;
+  for (const auto& [id, tensor] : tensors)
+    if (tensor->by_value()) numbers[id] = *static_cast<const float*>(memory.pointers.at(id));
+  return numbers;
+}
+
 /// Whether the pack has what the graph wants, where it may be.
 bool fits(const Descriptor& graph, const Memory& memory) {
   for (const auto& [id, tensor] : outside(graph)) {
@@ -133,7 +149,9 @@ cudnnStatus_t cudnnDestroy(cudnnHandle_t handle) {
   delete handle;
   return CUDNN_STATUS_SUCCESS;
 }
-cudnnStatus_t cudnnSetStream(cudnnHandle_t, cudaStream_t) { return CUDNN_STATUS_SUCCESS; }
+cudnnStatus_t cudnnSetStream(cudnnHandle_t handle, cudaStream_t stream) {
+  return handle->stream = stream, CUDNN_STATUS_SUCCESS;
+}
 cudnnStatus_t cudnnBackendCreateDescriptor(cudnnBackendDescriptorType_t type,
                                            cudnnBackendDescriptor_t* made) {
   const std::size_t version = fake_cudnn()->version;
@@ -207,13 +225,12 @@ cudnnStatus_t cudnnBackendGetAttribute(cudnnBackendDescriptor_t descriptor, cudn
       return CUDNN_STATUS_BAD_PARAM;
   }
 }
-cudnnStatus_t cudnnBackendExecute(cudnnHandle_t, cudnnBackendDescriptor_t plan,
+cudnnStatus_t cudnnBackendExecute(cudnnHandle_t handle, cudnnBackendDescriptor_t plan,
                                   cudnnBackendDescriptor_t pack) {
   const Descriptor &p = real(plan), &v = real(pack);
   if (!p.final || !v.final) return CUDNN_STATUS_BAD_PARAM;
   auto* workspace = static_cast<char*>(v.one<void*>(CUDNN_ATTR_VARIANT_PACK_WORKSPACE));
   if (!workspace) return CUDNN_STATUS_BAD_PARAM;
-  std::memset(workspace, 0x5a, kWorkspace);
   const auto ids = v.list<std::int64_t>(CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS);
   const auto pointers = v.list<void*>(CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS);
   if (ids.size() != pointers.size() || std::set<std::int64_t>(ids.begin(), ids.end()).size() != ids.size())
@@ -227,10 +244,15 @@ cudnnStatus_t cudnnBackendExecute(cudnnHandle_t, cudnnBackendDescriptor_t plan,
   const auto operations = operations_of(*p.graph);
   if (operations.size() > 1) ++controls.composite_runs;
   if (is_attention(*operations[0])) ++controls.unified_runs;
-  for (const Descriptor* operation : operations) {
-    const auto large = fake::large_operation(operation->type);
-    (large ? large : fake::small_operation(operation->type))({*operation, memory});
-  }
+  emulated::put(handle->stream, [=, numbers = numbers_of(*p.graph, memory)]() mutable {
+    std::memset(workspace, 0x5a, kWorkspace);
+    Memory now = memory;
+    for (auto& [id, number] : numbers) now.pointers[id] = &number;
+    for (const Descriptor* operation : operations) {
+      const auto large = fake::large_operation(operation->type);
+      (large ? large : fake::small_operation(operation->type))({*operation, now});
+    }
+  });
   return CUDNN_STATUS_SUCCESS;
 }
 }
