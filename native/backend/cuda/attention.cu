@@ -257,7 +257,7 @@ Declined CudaBackend::attention(const Tensor& out, const Tensor& lse, const Tens
   enter("attention");
   if (auto declined = check_layout({&out, &q, &k, &v})) return declined;
   if (out.numel() == 0) return {};
-  if (dnn_ && !options_.own_attention && dnn_->attention(out, lse, q, k, v, bias, args)) return {};
+  if (dnn_ && dnn_->attention(out, lse, q, k, v, bias, args)) return {};
   if (attention_by_tensor_cores(*this, out, lse, q, k, v, bias, args)) return {};
   const AttentionShape s = attention_shape(q, k, args);
   with_activation("attention", q.dtype(), [&](auto type) {
@@ -285,9 +285,7 @@ Declined CudaBackend::attention_backward(const Tensor& dq, const Tensor& dk, con
     return {};
   }
   if (q.numel() == 0) return {};
-  if (dnn_ && !options_.own_attention &&
-      dnn_->attention_backward(dq, dk, dv, dout, out, lse, q, k, v, bias, args))
-    return {};
+  if (dnn_ && dnn_->attention_backward(dq, dk, dv, dout, out, lse, q, k, v, bias, args)) return {};
   const Tensor delta = empty({s.batch, s.heads, s.queries});
   with_activation("attention_backward", q.dtype(), [&](auto type) {
     using T = decltype(type);

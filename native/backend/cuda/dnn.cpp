@@ -135,7 +135,7 @@ bool DnnLibrary::attend(AttentionPass pass, const AttentionTensors& tensors, flo
   const AttentionOffer offer{version_, capability_, repeatable, tensors.q.dim(1), tensors.k.dim(1)};
   WaysTaken& taken = taken_[static_cast<std::size_t>(pass)];
   for (const AttentionWay way : {AttentionWay::unified, AttentionWay::composite}) {
-    if (!has_way(way, pass, offer)) continue;
+    if (device_.options().own_attention || !has_way(way, pass, offer)) continue;
     const AttentionGraph told = attention_graph(way, pass, tensors, images, repeatable);
     const DnnPlan* plan = plan_for(told.graph, tensors.q.dtype());
     if (!plan) continue;
