@@ -1,9 +1,11 @@
 // Products and attention at the sizes of FLUX.1-dev in bf16, timed on a device: one JSON object per line,
 // {"name", "ours", "unit", "checked"}. Whole results are too large for a slow reference; rows chosen at
 // random are made again in double on the host, and a bench that is wrong there is not timed and makes the
-// program fail.
+// program fail. First come the ceilings that the others are a share of: a large square product, attention
+// over many tokens.
 //
 //   danceflux_flux_shapes_bench [--device cuda] [--options JSON] [--tokens 1536,2537,4608] [--filter TEXT]
+//                               [--ceilings 8192,16384|none]
 //
 // --filter attention --options '{"attention": "own"}': the CUDA plugin's own kernels, where cuDNN has some.
 #include <algorithm>
@@ -16,6 +18,7 @@
 #include <vector>
 
 #include "backend/registry.h"
+#include "core/error.h"
 #include "op_cases.h"
 #include "ops/ops.h"
 
@@ -64,7 +67,8 @@ std::vector<double> row_of(const Tensor& x, std::int64_t row) {
   return {values.begin(), values.end()};
 }
 
-bool bench_product(Backend& device, std::int64_t rows, std::int64_t in, std::int64_t out) {
+bool bench_product(Backend& device, const char* prefix, std::int64_t rows, std::int64_t in,
+                   std::int64_t out) {
   const Tensor x = normal(device, {rows, in}, 1);
   const Tensor weight = normal(device, {out, in}, 1 / std::sqrt(static_cast<float>(in)));
   const Tensor bias = ops::full(device, {out}, 0.25f);
@@ -83,7 +87,7 @@ bool bench_product(Backend& device, std::int64_t rows, std::int64_t in, std::int
     good = good && error_of(got, wanted) <= kTolerance;
   }
   const std::string name =
-      "linear " + std::to_string(rows) + " x " + std::to_string(in) + " to " + std::to_string(out);
+      prefix + std::to_string(rows) + " x " + std::to_string(in) + " to " + std::to_string(out);
   return print(name, 2.0 * static_cast<double>(rows) * static_cast<double>(in) * static_cast<double>(out),
                good, [&] { return shortest(device, [&] { work(); }); });
 }
@@ -145,7 +149,7 @@ struct Head {
   }
 };
 
-bool bench_attention(Backend& device, std::int64_t tokens) {
+bool bench_attention(Backend& device, const char* prefix, std::int64_t tokens) {
   const Shape shape{1, tokens, kHeads, kHead};
   const Tensor q = normal(device, shape, 1), k = normal(device, shape, 1.01f),
                v = normal(device, shape, 0.99f);
@@ -175,35 +179,51 @@ bool bench_attention(Backend& device, std::int64_t tokens) {
                            kGradientTolerance;
   }
   const double flops = 4.0 * static_cast<double>(tokens * tokens) * static_cast<double>(kHeads * kHead);
-  const std::string name = "attention " + std::to_string(tokens);
+  const std::string name = prefix + std::to_string(tokens);
   good = print(name + ", forward", flops, good, [&] { return shortest(device, [&] { work(); }); });
   return print(name + ", forward and backward", 3.5 * flops, good && slopes,
                [&] { return shortest(device, both); });
 }
 
 struct Arguments {
-  std::string device = "cuda", options = "{}", tokens = "1536,2537,4608", filter;
+  std::string device = "cuda", options = "{}", tokens = "1536,2537,4608", ceilings = "8192,16384", filter;
   bool wants(const char* kind) const { return std::string(kind).find(filter) != std::string::npos; }
 };
 
+std::vector<std::int64_t> numbers(const std::string& text) {
+  std::vector<std::int64_t> all;
+  for (std::size_t at = 0; at < text.size();) {
+    std::size_t length = 0;
+    all.push_back(std::stoll(text.substr(at), &length));
+    at += length + 1;
+  }
+  return all;
+}
+
 int run(const Arguments& arguments) {
   const auto device = open_backend(arguments.device, 0, arguments.options);
-  const std::string& tokens = arguments.tokens;
   bool good = true;
-  for (std::size_t at = 0; at < tokens.size();) {
-    std::size_t length = 0;
-    const std::int64_t count = std::stoll(tokens.substr(at), &length);
-    at += length + 1;
+  if (arguments.ceilings != "none") {
+    const std::vector<std::int64_t> sizes = numbers(arguments.ceilings);
+    require(sizes.size() == 2, "ERR_OPTION", "--ceilings: expected a side and tokens, got ",
+            arguments.ceilings);
+    if (arguments.wants("linear"))
+      good = bench_product(*device, "ceiling: linear ", sizes[0], sizes[0], sizes[0]);
+    if (arguments.wants("attention"))
+      good = bench_attention(*device, "ceiling: attention ", sizes[1]) && good;
+  }
+  for (const std::int64_t count : numbers(arguments.tokens)) {
     // qkv, out and the two of the MLP, of both streams together; the single block's pair
     for (const auto& [in, out] : {std::pair{kWidth, 3 * kWidth},
                                   {kWidth, kWidth},
                                   {kWidth, 4 * kWidth},
                                   {4 * kWidth, kWidth},
                                   {5 * kWidth, kWidth}})
-      if (arguments.wants("linear")) good = bench_product(*device, count, in, out) && good;
-    if (arguments.wants("attention")) good = bench_attention(*device, count) && good;
+      if (arguments.wants("linear")) good = bench_product(*device, "linear ", count, in, out) && good;
+    if (arguments.wants("attention")) good = bench_attention(*device, "attention ", count) && good;
   }
-  std::fprintf(stderr, "%s\n", device->description().c_str());  // which way attention took, where that is told
+  // Which way attention took, where that is told.
+  std::fprintf(stderr, "%s\n", device->description().c_str());
   return good ? 0 : 1;
 }
 
@@ -216,6 +236,7 @@ int main(int argc, char** argv) {
     if (!std::strcmp(argv[i], "--device")) arguments.device = argv[i + 1];
     if (!std::strcmp(argv[i], "--options")) arguments.options = argv[i + 1];
     if (!std::strcmp(argv[i], "--tokens")) arguments.tokens = argv[i + 1];
+    if (!std::strcmp(argv[i], "--ceilings")) arguments.ceilings = argv[i + 1];
     if (!std::strcmp(argv[i], "--filter")) arguments.filter = argv[i + 1];
   }
   try {
