@@ -45,31 +45,48 @@ export async function startPeer(script, args) {
     return undefined;
   }
   const folder = mkdtempSync(join(tmpdir(), "danceflux-bench-"));
-  const child = spawn(python, [script, folder, ...args.map(String)], { stdio: ["pipe", "pipe", "inherit"] });
-  const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
-  const answer = async () => {
-    const { value, done } = await lines.next();
-    if (done) throw new Error(`${script} ended early`);
-    return JSON.parse(value);
-  };
-  await answer(); // it says hello when its models are loaded
+  const side = await startSide(python, [script, folder, ...args]);
   return {
     /** Sends a command; arrays travel as raw f32 files in the folder. */
     async ask(command, inputs = {}) {
       for (const [name, values] of Object.entries(inputs)) writeFileSync(join(folder, `${name}.f32`), values);
+      return side.ask(command);
+    },
+    read: (name) => readNumbers(folder, name),
+    /** Resolves when the process is gone, and its memory with it. */
+    async end() {
+      await side.end();
+      rmSync(folder, { recursive: true, force: true });
+    },
+  };
+}
+
+/** An array that the other side, or this one, left in a folder. */
+export function readNumbers(folder, name) {
+  const bytes = readFileSync(join(folder, `${name}.f32`));
+  return new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4);
+}
+
+/** A process that answers lines of JSON, once it has said hello; of either side. */
+export async function startSide(program, args) {
+  const child = spawn(program, args.map(String), { stdio: ["pipe", "pipe", "inherit"] });
+  child.stdin.on("error", () => {}); // of a process that is gone; its end is told below
+  const gone = new Promise((resolve) => child.once("close", resolve));
+  const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
+  const answer = async () => {
+    const { value, done } = await lines.next();
+    if (done) throw new Error(`${args[0]} ended early, with status ${await gone}`);
+    return JSON.parse(value);
+  };
+  await answer(); // it says hello when its models are loaded
+  return {
+    ask(command) {
       child.stdin.write(`${JSON.stringify(command)}\n`);
       return answer();
     },
-    read(name) {
-      const bytes = readFileSync(join(folder, `${name}.f32`));
-      return new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4);
-    },
-    /** Resolves when the process is gone, and its memory with it. */
     async end() {
-      const gone = new Promise((resolve) => child.once("exit", resolve));
       child.stdin.end();
       await gone;
-      rmSync(folder, { recursive: true, force: true });
     },
   };
 }
