@@ -6,13 +6,13 @@ import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { inRoot, outputOf } from "./common.mjs";
-import { parseTests, ratioDeviation, writePage } from "./gpu-page.mjs";
+import { modelVerdict, parseTests, ratioDeviation, writePage } from "./gpu-page.mjs";
 
 const HELP = `usage: scripts/gpu-check [options]
 
   --device N          which GPU (default 0)
   --wheels DIR        the folder nvidia of a site-packages: headers and libraries of NVIDIA's wheels instead of the toolkit's
-  --python PROGRAM    a Python with torch and diffusers, for times to compare with; without it there are none
+  --python PROGRAM    a Python with torch and transformers: it makes the weights of bench-model and gives times to compare with
   --only A,B          these stages; --skip A,B: all but these
   --out DIR           where the page and its numbers go (default bench/results)
   --plan              tell what would run, and run nothing; with --json for machines
@@ -80,6 +80,7 @@ const environment = {
   DANCEFLUX_TEST_BACKEND: device,
   DANCEFLUX_PLUGIN_PATH: folder,
   ...(libraries ? { DANCEFLUX_CUDA_LIBRARIES: libraries } : {}),
+  ...(chosen.python ? { DANCEFLUX_PYTHON: chosen.python } : {}),
 };
 const OWN_ATTENTION = '{"attention": "own"}';
 const ownAttention = { DANCEFLUX_TEST_OPTIONS: OWN_ATTENTION };
@@ -210,6 +211,22 @@ const stages = [
     reads: parseLines,
     optional: chosen.python,
   },
+  {
+    name: "bench-model",
+    shows:
+      "FLUX.1-dev at its real size beside PyTorch: forward, LoRA and full training passes, an iteration; outputs compared first",
+    commands: chosen.python
+      ? [
+          ["npm", ["run", "build"]],
+          [
+            process.execPath,
+            [inRoot("bench", "run.mjs"), "model", "--json", "--device", device, "--repeat", "5"],
+          ],
+        ]
+      : [],
+    reads: (text) => modelVerdict(parseLines(text).rows),
+    optional: chosen.python,
+  },
 ];
 
 /** One JSON object a line; others are told to people only. */
@@ -233,6 +250,15 @@ function selected() {
   );
 }
 
+/** What a stage that broke off had found. */
+function soFar(stage, text) {
+  try {
+    return stage.reads?.(text) ?? {};
+  } catch {
+    return {};
+  }
+}
+
 function runStage(stage) {
   const started = Date.now();
   let text = "";
@@ -251,6 +277,7 @@ function runStage(stage) {
       return { name: stage.name, shows: stage.shows, state: "not run", why: `no ${program} here` };
     if (result.status !== 0)
       return {
+        ...soFar(stage, text),
         ...{ name: stage.name, shows: stage.shows, state: "failed", seconds: (Date.now() - started) / 1000 },
         why: result.error?.message ?? `${program} ended with status ${result.status}`,
         tail: text.split("\n").slice(-40).join("\n"),

@@ -40,9 +40,81 @@ export function sideBySide(ours, theirs) {
   });
 }
 
+/** Rows of the model bench: failed where an output disagreed; what did not fit was not timed and is no failure. */
+export function modelVerdict(rows) {
+  const wrong = rows
+    .filter((row) => row.ours !== null && !row.checked)
+    .map(({ name }) => `disagrees: ${name}`);
+  const missed = rows.filter((row) => row.ours === null && !/not fit/.test(row.note ?? ""));
+  wrong.push(...missed.map(({ name, note }) => `not timed: ${name}${note ? ` (${note})` : ""}`));
+  return { rows, wrong, bad: rows.length === 0 || wrong.length > 0 };
+}
+
+const CEILING = "ceiling: ";
+/** "linear", "attention, forward", "attention, forward and backward"; undefined for what has no ceiling. */
+const kindOf = (name) =>
+  /^linear \d/.test(name) ? "linear" : /^attention \d+(, .*)$/.exec(name)?.[1].replace(/^/, "attention");
+
+/**
+ * The share that a rate has of its ceiling: the best of both sides at a large product or over many tokens, measured in the same run.
+ * Undefined where no ceiling was measured.
+ */
+export function shareOfCeiling(row, rows, others) {
+  const kind = kindOf(row.name);
+  const best = [...rows, ...others]
+    .filter(({ name }) => name.startsWith(CEILING) && kindOf(name.slice(CEILING.length)) === kind)
+    .map(({ ours }) => ours);
+  return kind && best.length > 0 ? row.ours / Math.max(...best) : undefined;
+}
+
+const pair = (values) => (values ? `${number(values.ours)} / ${number(values.theirs)}` : "-");
+
+/** "at most 34 ms: met" */
+function aimText({ aim, floor }) {
+  if (floor) return `floor ${floor} s`;
+  if (!aim) return "-";
+  const bound = aim.most === undefined ? `at least ${aim.least}` : `at most ${aim.most}`;
+  return `${bound} ${aim.unit}: ${aim.met ? "met" : "NOT MET"}`;
+}
+
+/** The model bench, each row beside PyTorch's fastest way. */
+export function modelTable(rows) {
+  return table(
+    [
+      ...["model", "ours", "PyTorch", "ours is", "unit"],
+      ...["TFLOP/s, ours / PyTorch", "peak GiB, ours / PyTorch", "aim on an H200", "checked", "note"],
+    ],
+    rows.map((row) => [
+      ...[row.name.replace(/^model\//, ""), number(row.ours), number(row.theirs)],
+      ...[
+        row.ratio ? `${row.ratio.toFixed(2)} x` : "-",
+        row.unit,
+        pair(row.rate),
+        pair(row.peak),
+        aimText(row),
+      ],
+      ...[row.checked ? "yes" : "NO", (row.note ?? "-").replaceAll("|", "/")],
+    ]),
+  );
+}
+
 function table(head, rows) {
   const line = (cells) => `| ${cells.join(" | ")} |`;
   return [line(head), line(head.map(() => "---")), ...rows.map(line)].join("\n");
+}
+
+const percent = (share) => (share === undefined ? "-" : `${(share * 100).toFixed(0)} %`);
+
+/** Ops, products and attention beside PyTorch, with their share of the ceilings measured in this run. */
+function benchTable(rows, others) {
+  const shares = rows.map((row) => shareOfCeiling(row, rows, others));
+  return table(
+    ["bench", "ours", "PyTorch", "ours is", "unit", "of the ceiling", "checked"],
+    sideBySide(rows, others).map((row, i) => [
+      ...[row.name, number(row.ours), number(row.theirs), row.ratio ? `${row.ratio.toFixed(2)} x` : "-"],
+      ...[row.unit, percent(shares[i]), row.checked ? "yes" : "NO"],
+    ]),
+  );
 }
 
 /** The page, in Markdown. */
@@ -74,21 +146,9 @@ export function writePage(report) {
     ...(of("bench-flux")?.rows ?? []),
     ...own.map((row) => ({ ...row, title: `${row.name}, own kernels` })),
   ];
-  if (rows.length > 0) {
-    parts.push(
-      table(
-        ["bench", "ours", "PyTorch", "ours is", "unit", "checked"],
-        sideBySide(rows, of("bench-torch")?.rows ?? []).map((row) => [
-          row.name,
-          number(row.ours),
-          number(row.theirs),
-          row.ratio ? `${row.ratio.toFixed(2)} x` : "-",
-          row.unit,
-          row.checked ? "yes" : "NO",
-        ]),
-      ),
-    );
-  }
+  const model = of("bench-model")?.rows ?? [];
+  if (model.length > 0) parts.push(modelTable(model));
+  if (rows.length > 0) parts.push(benchTable(rows, of("bench-torch")?.rows ?? []));
   for (const stage of stages) {
     if (stage.wrong?.length)
       parts.push(`${stage.name}:\n\n${stage.wrong.map((line) => `- ${line}`).join("\n")}`);

@@ -5,7 +5,14 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 // @ts-expect-error: a script, without types
-import { parseTests, ratioDeviation, sideBySide, writePage } from "../scripts/gpu-page.mjs";
+import {
+  modelVerdict,
+  parseTests,
+  ratioDeviation,
+  shareOfCeiling,
+  sideBySide,
+  writePage,
+} from "../scripts/gpu-page.mjs";
 
 const script = join(import.meta.dirname, "..", "scripts", "gpu-check");
 let folder = "";
@@ -45,6 +52,7 @@ describe("gpu-check", () => {
       "bench-flux",
       "bench-own-attention",
       "bench-torch",
+      "bench-model",
     ]);
     expect(plan[3].commands[0]).toMatch(/^DANCEFLUX_TEST_OPTIONS='{"attention": "own"}' /);
     expect(plan[0].commands[0]).toContain("-DCMAKE_CUDA_ARCHITECTURES=90-real -DDANCEFLUX_CUDA_WHEELS=/w");
@@ -99,6 +107,32 @@ describe("gpu-check", () => {
     expect(alone.ratio).toBeUndefined();
   });
 
+  test("knows a rate's share of the ceiling that was measured beside it", () => {
+    const rows = [
+      { name: "ceiling: linear 8192 x 8192 to 8192", ours: 700 },
+      { name: "ceiling: attention 16384, forward", ours: 600 },
+      { name: "linear 1536 x 3072 to 9216", ours: 600 },
+      { name: "attention 1536, forward", ours: 450 },
+      { name: "attention 1536, forward and backward", ours: 400 },
+    ];
+    const others = [{ name: "ceiling: linear 8192 x 8192 to 8192", ours: 750 }];
+    const shares = rows.map((row) => shareOfCeiling(row, rows, others));
+    expect(shares).toEqual([undefined, undefined, 0.8, 0.75, undefined]);
+  });
+
+  test("fails a model bench that disagrees, not one that does not fit", () => {
+    const row = (more: object) => ({ name: "model/x", ours: 1, checked: true, ...more });
+    const verdict = (more: object) => modelVerdict([row({}), row(more)]);
+    expect(verdict({})).toMatchObject({ bad: false, wrong: [] });
+    expect(verdict({ ours: null, checked: false, note: "ours does not fit: 80 GB" }).bad).toBe(false);
+    expect(verdict({ ours: null, checked: false, note: "error 0.2" })).toMatchObject({
+      bad: true,
+      wrong: ["not timed: model/x (error 0.2)"],
+    });
+    expect(verdict({ checked: false }).wrong).toEqual(["disagrees: model/x"]);
+    expect(modelVerdict([]).bad).toBe(true);
+  });
+
   test("writes a page with states, reasons and numbers", () => {
     const page = writePage({
       date: "2026-01-02",
@@ -143,7 +177,45 @@ describe("gpu-check", () => {
           name: "bench-torch",
           shows: "torch",
           state: "passed",
-          rows: [{ name: "attention 4608, forward", ours: 580 }],
+          rows: [
+            { name: "attention 4608, forward", ours: 580 },
+            { name: "ceiling: attention 16384, forward", ours: 680 },
+          ],
+        },
+        {
+          name: "bench-model",
+          shows: "model",
+          state: "passed",
+          rows: [
+            {
+              ...{
+                name: "model/forward 720 px, batch 1 bf16",
+                ours: 57.3,
+                theirs: 71.2,
+                ratio: 1.2426,
+                unit: "ms",
+              },
+              ...{ rate: { ours: 650, theirs: 523 }, peak: { ours: 23.9, theirs: 24.4 }, checked: true },
+              ...{ aim: { most: 58, unit: "ms", met: true }, note: "PyTorch eager | compiled" },
+            },
+            {
+              name: "model/full 720 px bf16",
+              ours: null,
+              theirs: null,
+              unit: "ms",
+              checked: false,
+              note: "does not fit",
+            },
+            {
+              name: "model/iteration bf16",
+              ours: 18.2,
+              theirs: 29,
+              ratio: 1.6,
+              unit: "s",
+              checked: true,
+              floor: 14.2,
+            },
+          ],
         },
       ],
     });
@@ -151,8 +223,15 @@ describe("gpu-check", () => {
     expect(page).toContain("| ops | ops | failed: ended | 1.5 |");
     expect(page).toContain("| memcheck | memory | not run: no compute-sanitizer here | - |");
     expect(page).toContain("over 20 iterations: greatest deviation from 1 is 0");
-    expect(page).toContain("| attention 4608, forward | 612.3 | 580 | 1.06 x | TFLOP/s | yes |");
-    expect(page).toContain("| attention 4608, forward, own kernels | 290 | 580 | 0.50 x | TFLOP/s | yes |");
+    expect(page).toContain("| attention 4608, forward | 612.3 | 580 | 1.06 x | TFLOP/s | 90 % | yes |");
+    expect(page).toMatch(
+      /^\| attention 4608, forward, own kernels \| 290 \| 580 \| 0\.50 x \| TFLOP\/s \| .* \| yes \|$/m,
+    );
+    expect(page).toContain(
+      "| forward 720 px, batch 1 bf16 | 57.3 | 71.2 | 1.24 x | ms | 650 / 523 | 23.9 / 24.4 | at most 58 ms: met | yes | PyTorch eager / compiled |",
+    );
+    expect(page).toContain("| full 720 px bf16 | - | - | - | ms | - | - | - | NO | does not fit |");
+    expect(page).toContain("| iteration bf16 | 18.2 | 29 | 1.60 x | s | - | - | floor 14.2 s | yes | - |");
     expect(page).toContain("- FAILED x");
   });
 });
