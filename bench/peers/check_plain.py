@@ -15,7 +15,7 @@ WATCHED = ("transformer_blocks.0.attn.add_k_proj.weight", "transformer_blocks.1.
 
 
 def same(name, ours, theirs, most):
-    error = float((ours - theirs).norm() / theirs.norm())
+    error = ((ours - theirs).norm() / theirs.norm()).item()
     print(f"{name}: {error:.1e}")
     assert error <= most, name
 

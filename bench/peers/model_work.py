@@ -15,6 +15,7 @@ from flux_plain import Flux, add_adapters, rotation_tables
 from vae_plain import Autoencoder
 
 DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32, "f64": torch.float64}
+torch.backends.nnpack.set_flags(False)  # it says at every convolution where it does not work
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # One head as wide as the autoencoder's is not for the fastest kernels.
@@ -113,7 +114,9 @@ class Work:
         if self.vae is not None:
             return
         from transformers import CLIPModel
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         model = os.path.join(self.folder, "model")
         self.vae = loaded(lambda: Autoencoder(self.plan["vae"]), os.path.join(model, "vae"), self.device, self.dtype)
         self.scorer = CLIPModel.from_pretrained(os.path.join(model, "reward"), dtype=self.dtype).to(self.device).eval()
