@@ -236,7 +236,8 @@ const WORST = { bf16: 0.25, f32: 1e-3 };
 
 /**
  * Does an output agree? `error` and `yardstick` are relative errors to a wider reference, the yardstick's that of eager PyTorch in this
- * dtype: nobody is asked to be nearer to the truth than half as far again as PyTorch is.
+ * dtype: nobody is asked to be nearer to the truth than twice as far as PyTorch is. (Two sides that both round rightly were seen to differ by
+ * a half, in gradients of adapters.)
  */
 export const agrees = (dtype, error, yardstick) =>
-  error <= 1.5 * yardstick + SLACK[dtype] && error <= WORST[dtype];
+  error <= 2 * yardstick + SLACK[dtype] && error <= WORST[dtype];
