@@ -64,7 +64,10 @@ describe("plan of the model bench", () => {
   });
 });
 
-describe("the model bench with our own side in PyTorch's place", () => {
+// Each run starts a dozen processes, and other work may share the cores.
+const PATIENCE = { timeout: 240_000 };
+
+describe("the model bench with our own side in PyTorch's place", PATIENCE, () => {
   const python = join(folder, "python");
   const fake = join(root, "test", "support", "fake_torch.mjs");
   writeFileSync(python, `#!/bin/sh\nexec "${process.execPath}" "${fake}" "$@"\n`, { mode: 0o755 });
