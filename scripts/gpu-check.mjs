@@ -6,7 +6,7 @@ import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { inRoot, outputOf } from "./common.mjs";
-import { modelVerdict, parseTests, ratioDeviation, writePage } from "./gpu-page.mjs";
+import { compareRuns, modelVerdict, parseTests, ratioDeviation, writePage } from "./gpu-page.mjs";
 
 const HELP = `usage: scripts/gpu-check [options]
 
@@ -59,7 +59,7 @@ if (chosen.help) {
 const folder = inRoot("build", "gpu");
 const tests = join(folder, "danceflux_tests");
 const device = `cuda:${chosen.device}`;
-const runFolder = join(folder, "tiny-run");
+const runs = { plain: join(folder, "tiny-run"), graphs: join(folder, "tiny-run-graphs") };
 
 /** The card's name, compute capability, driver and memory, or undefined. */
 function card() {
@@ -84,6 +84,19 @@ const environment = {
 };
 const OWN_ATTENTION = '{"attention": "own"}';
 const ownAttention = { DANCEFLUX_TEST_OPTIONS: OWN_ATTENTION };
+const flux = (...args) => [join(folder, "danceflux_flux_shapes_bench"), ["--device", "cuda", ...args]];
+/** The shipped tiny model for 20 iterations. */
+const training = (run, ...more) => [
+  process.execPath,
+  [
+    ...[inRoot("dist", "cli.js"), "train", inRoot("models", "tiny-shapes", "demo.json")],
+    ...[`device.name=${device}`, `output.folder=${run}`, "iterations=20", ...more].flatMap((setting) => [
+      "--set",
+      setting,
+    ]),
+  ],
+];
+const determinism = (level) => JSON.stringify({ determinism: level });
 const sanitizer = (tool) => [
   "compute-sanitizer",
   ["--tool", tool, "--error-exitcode", "9", tests, "ops: every device agrees", "gradient: every device"],
@@ -130,6 +143,20 @@ const stages = [
     reads: parseTests,
   },
   {
+    name: "run-to-run",
+    shows: "the op table and the same bits again, where a row may depend on its batch mates",
+    commands: [[tests, ["ops: every device", "gradient: every device", "gradient: the same bits"]]],
+    environment: { DANCEFLUX_TEST_OPTIONS: determinism("run-to-run") },
+    reads: parseTests,
+  },
+  {
+    name: "off",
+    shows: "the op table where bits may differ from run to run",
+    commands: [[tests, ["ops: every device", "gradient: every device"]]],
+    environment: { DANCEFLUX_TEST_OPTIONS: determinism("off") },
+    reads: parseTests,
+  },
+  {
     name: "own-attention",
     shows: "the same of the op table where attention takes the plugin's own kernels instead of cuDNN's",
     commands: [
@@ -161,24 +188,15 @@ const stages = [
   {
     name: "training",
     shows: "the shipped tiny model trains; the ratio before each first update is exactly 1",
-    commands: [
-      ["npm", ["run", "build"]],
-      [
-        process.execPath,
-        [
-          ...[inRoot("dist", "cli.js"), "train", inRoot("models", "tiny-shapes", "demo.json")],
-          ...[
-            "--set",
-            `device.name=${device}`,
-            "--set",
-            `output.folder=${runFolder}`,
-            "--set",
-            "iterations=20",
-          ],
-        ],
-      ],
-    ],
-    reads: () => ratioDeviation(join(runFolder, "metrics.jsonl")),
+    commands: [["npm", ["run", "build"]], training(runs.plain)],
+    reads: () => ratioDeviation(join(runs.plain, "metrics.jsonl")),
+  },
+  {
+    name: "graphs",
+    shows:
+      "the same training with its sampling steps as CUDA graphs: the same numbers, and the time a rollout takes",
+    commands: [["npm", ["run", "build"]], training(runs.graphs, "device.graphs=true")],
+    reads: () => compareRuns(join(runs.plain, "metrics.jsonl"), join(runs.graphs, "metrics.jsonl")),
   },
   {
     name: "bench-ops",
@@ -190,18 +208,25 @@ const stages = [
     name: "bench-flux",
     shows:
       "products and attention at the sizes of FLUX.1-dev at 512, 720 and 1024 px, checked on sampled rows",
-    commands: [[join(folder, "danceflux_flux_shapes_bench"), ["--device", "cuda"]]],
+    commands: [flux()],
     reads: parseLines,
   },
   {
     name: "bench-own-attention",
     shows: "attention at those sizes by the plugin's own kernels",
-    commands: [
-      [
-        join(folder, "danceflux_flux_shapes_bench"),
-        ["--device", "cuda", "--filter", "attention", "--options", OWN_ATTENTION],
-      ],
-    ],
+    commands: [flux("--ceilings", "none", "--filter", "attention", "--options", OWN_ATTENTION)],
+    reads: parseLines,
+  },
+  {
+    name: "bench-run-to-run",
+    shows: "the same sizes where a row may depend on its batch mates: what strict costs",
+    commands: [flux("--ceilings", "none", "--options", determinism("run-to-run"))],
+    reads: parseLines,
+  },
+  {
+    name: "bench-off",
+    shows: "the same sizes where bits may differ from run to run",
+    commands: [flux("--ceilings", "none", "--options", determinism("off"))],
     reads: parseLines,
   },
   {

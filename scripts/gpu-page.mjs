@@ -21,6 +21,30 @@ export function ratioDeviation(path) {
   return { iterations: deviations.length, ratioDeviation: worst, bad: worst !== 0 };
 }
 
+/** Two runs that must be the same but for time: where they part, and the median seconds of a rollout, without the first iteration. */
+export function compareRuns(plain, graphs) {
+  const [one, other] = [plain, graphs].map((path) =>
+    readFileSync(path, "utf8")
+      .trim()
+      .split("\n")
+      .map((line) => JSON.parse(line))
+      .filter(({ type }) => type === "iteration"),
+  );
+  const told = ({ reward, rewards, loss, gradientNorm }) =>
+    JSON.stringify({ reward, rewards, loss, gradientNorm });
+  const wrong = [];
+  if (one.length !== other.length || one.length < 2)
+    wrong.push(`expected runs of the same length, got ${one.length} and ${other.length} iterations`);
+  const parted = one.findIndex((metrics, i) => other[i] && told(metrics) !== told(other[i]));
+  if (parted >= 0) wrong.push(`iteration ${parted + 1} differs`);
+  const rollout = (run) =>
+    run
+      .slice(1)
+      .map(({ seconds }) => seconds.rollout)
+      .sort((a, b) => a - b)[(run.length - 1) >> 1];
+  return { rollouts: { plain: rollout(one), graphs: rollout(other) }, wrong, bad: wrong.length > 0 };
+}
+
 const number = (value) => (typeof value === "number" ? String(Number(value.toPrecision(4))) : "-");
 
 /** Rows of ours beside PyTorch's of the same name. */
@@ -117,6 +141,13 @@ function benchTable(rows, others) {
   );
 }
 
+/** Stages that time the rows of another under other options, and what those rows are called. */
+const VARIANTS = {
+  "bench-own-attention": "own kernels",
+  "bench-run-to-run": "determinism run-to-run",
+  "bench-off": "determinism off",
+};
+
 /** The page, in Markdown. */
 export function writePage(report) {
   const { gpu, stages } = report;
@@ -140,11 +171,17 @@ export function writePage(report) {
     parts.push(
       `Ratio before the first update over ${training.iterations} iterations: greatest deviation from 1 is ${training.ratioDeviation}.`,
     );
-  const own = of("bench-own-attention")?.rows ?? [];
+  const graphs = of("graphs");
+  if (graphs?.rollouts)
+    parts.push(
+      `A rollout of the tiny model: ${number(graphs.rollouts.plain)} s, with its steps as CUDA graphs ${number(graphs.rollouts.graphs)} s.`,
+    );
   const rows = [
     ...(of("bench-ops")?.rows ?? []),
     ...(of("bench-flux")?.rows ?? []),
-    ...own.map((row) => ({ ...row, title: `${row.name}, own kernels` })),
+    ...Object.entries(VARIANTS).flatMap(([stage, title]) =>
+      (of(stage)?.rows ?? []).map((row) => ({ ...row, title: `${row.name}, ${title}` })),
+    ),
   ];
   const model = of("bench-model")?.rows ?? [];
   if (model.length > 0) parts.push(modelTable(model));

@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 // @ts-expect-error: a script, without types
 import {
+  compareRuns,
   modelVerdict,
   parseTests,
   ratioDeviation,
@@ -43,18 +44,23 @@ describe("gpu-check", () => {
       "build",
       "ops",
       "gradients",
+      "run-to-run",
+      "off",
       "own-attention",
       "models",
       "memcheck",
       "racecheck",
       "training",
+      "graphs",
       "bench-ops",
       "bench-flux",
       "bench-own-attention",
+      "bench-run-to-run",
+      "bench-off",
       "bench-torch",
       "bench-model",
     ]);
-    expect(plan[3].commands[0]).toMatch(/^DANCEFLUX_TEST_OPTIONS='{"attention": "own"}' /);
+    expect(plan[5].commands[0]).toMatch(/^DANCEFLUX_TEST_OPTIONS='{"attention": "own"}' /);
     expect(plan[0].commands[0]).toContain("-DCMAKE_CUDA_ARCHITECTURES=90-real -DDANCEFLUX_CUDA_WHEELS=/w");
   });
 
@@ -94,6 +100,26 @@ describe("gpu-check", () => {
     expect(ratioDeviation(path).bad).toBe(true);
     writeFileSync(path, "{}\n");
     expect(() => ratioDeviation(path)).toThrow("got none");
+  });
+
+  test("compares a run with the same run by graphs", () => {
+    const write = (name: string, rewards: number[], rollout: number) => {
+      const path = join(folder, name);
+      const lines = rewards.map((mean, i) =>
+        JSON.stringify({
+          ...{ type: "iteration", reward: { mean }, rewards: {}, loss: 1, gradientNorm: 2 },
+          seconds: { rollout: i === 0 ? 9 : rollout },
+        }),
+      );
+      writeFileSync(path, `${lines.join("\n")}\n`);
+      return path;
+    };
+    const plain = write("plain.jsonl", [1, 2, 3], 0.5);
+    expect(compareRuns(plain, write("graphs.jsonl", [1, 2, 3], 0.2))).toEqual({
+      ...{ rollouts: { plain: 0.5, graphs: 0.2 }, wrong: [], bad: false },
+    });
+    expect(compareRuns(plain, write("other.jsonl", [1, 2, 4], 0.2)).wrong).toEqual(["iteration 3 differs"]);
+    expect(compareRuns(plain, write("short.jsonl", [1, 2], 0.2)).bad).toBe(true);
   });
 
   test("compares rates and times the right way round", () => {
