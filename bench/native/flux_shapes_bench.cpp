@@ -30,10 +30,12 @@ constexpr std::int64_t kWidth = 3072, kHeads = 24, kHead = 128;
 constexpr double kTolerance = 0x1p-6;          // of one product of bf16 activations (op_cases.cpp)
 constexpr double kGradientTolerance = 0x1p-5;  // of attention
 
-/// Normal numbers: zeros would let the clock run higher than work does. Repeated, for they are only timed.
+/// Normal numbers: zeros would let the clock run higher than work does. Repeated, for they are mostly only
+/// timed; others for each scale, as queries that are keys would see themselves and nothing else.
 Tensor normal(Backend& device, const Shape& shape, float scale) {
   constexpr std::int64_t kBlock = 1 << 16;
-  const std::vector<float> block = normal_stream(shape.string(), std::min(kBlock, shape.numel()));
+  const std::vector<float> block =
+      normal_stream(shape.string() + std::to_string(scale), std::min(kBlock, shape.numel()));
   std::vector<float> values(static_cast<std::size_t>(shape.numel()));
   for (std::size_t i = 0; i < values.size(); ++i)
     values[i] = scale * block[(i * 31 + i / block.size()) % block.size()];
