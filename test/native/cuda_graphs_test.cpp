@@ -1,8 +1,10 @@
 // Work that comes again, as CUDA graphs on the emulated device: the same numbers, from memory of its own, for
 // as long as what it was recorded from holds.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 
+#include "core/cancel.h"
 #include "cuda/emulated_cuda.h"
 #include "harness.h"
 #include "models/flux.h"
@@ -171,6 +173,29 @@ TEST("cuda graphs: many shapes take turns; memory goes back when it is wanted") 
   machine.memory(std::size_t{4} << 30);
   for (int turn = 0; turn < 3; ++turn) run(3000);  // for good
   CHECK_EQ(emulated_graph_launches(), before);
+}
+
+TEST("cuda graphs: a job that is stopped while it records stops; the next one records") {
+  const auto device = open_emulated_cuda(kGraphs);
+  const Small work(*device);
+  const Tensor inputs[] = {wave_on(*device, {5, 24}, 1), wave_on(*device, {5, 24}, 2)};
+  std::vector<Tensor> kept;
+  std::atomic<bool> stop = false;
+  const auto stopping = [&](std::span<const Tensor> x) {
+    if (stop) kept.push_back(ops::silu(x[0]));
+    const CancelScope scope(&stop);
+    return work(x);
+  };
+  const auto wanted = numbers_of(work(inputs));
+  device->recurring("small", inputs, stopping);
+  stop = true;
+  CHECK_THROWS("ERR_ABORTED", device->recurring("small", inputs, stopping));
+  stop = false;
+  const std::uint64_t before = emulated_graph_launches();
+  for (int turn = 0; turn < 2; ++turn)
+    CHECK(numbers_of(device->recurring("small", inputs, stopping)) == wanted);
+  CHECK_EQ(emulated_graph_launches() - before, 2u);
+  kept.clear();  // back to the pool of the recording that was not made
 }
 
 TEST("cuda graphs: a device that is lost while it records says so") {

@@ -1,6 +1,7 @@
 #include "backend/cuda/recordings.h"
 
 #include <algorithm>
+#include <exception>
 
 #include "backend/cuda/cuda_backend.h"
 #include "core/error.h"
@@ -10,6 +11,15 @@ namespace {
 
 /// A model is asked for a few shapes at a time: two kinds of batches, training and evaluation.
 constexpr std::size_t kKept = 8;
+
+/// Returns where the work may be asked for once more without being recorded.
+void rethrow_unless_refused(const std::exception_ptr& thrown) {
+  try {
+    std::rethrow_exception(thrown);
+  } catch (const Error& error) {
+    if (error.code == "ERR_DEVICE_LOST" || error.code == "ERR_ABORTED") throw;
+  }
+}
 
 }  // namespace
 
@@ -119,10 +129,12 @@ bool Recordings::record(Entry& entry, std::span<const Tensor> inputs, const Back
   made->pool = std::make_unique<Pool>(
       [this, pool = &made->pool](std::size_t bytes) -> void* {
         void* address = nullptr;
-        if (cudaMalloc(&address, bytes) != cudaSuccess) {
+        const cudaError_t error = cudaMalloc(&address, bytes);
+        if (error == cudaErrorMemoryAllocation) {
           cudaGetLastError();
           return nullptr;
         }
+        check(error, "allocate");
         const std::lock_guard lock(mutex_);
         owners_[address] = pool->get();
         return address;
@@ -134,10 +146,10 @@ bool Recordings::record(Entry& entry, std::span<const Tensor> inputs, const Back
         }
         cudaFree(address);
       });
-  entry.refused = true;  // until it is done
   recording_ = made.get();
   bool capturing = false;
   cudaGraph_t graph = nullptr;
+  std::exception_ptr thrown;
   try {
     std::vector<Tensor> fixed;
     for (const Tensor& input : inputs) {
@@ -159,24 +171,20 @@ bool Recordings::record(Entry& entry, std::span<const Tensor> inputs, const Back
     capturing = false;
     check(cudaStreamEndCapture(stream, &graph), "graphs");
     check(cudaGraphInstantiate(&made->executable, graph, 0), "graphs");
-  } catch (const Error& error) {
+  } catch (...) {
+    thrown = std::current_exception();
     if (capturing) cudaStreamEndCapture(stream, &graph);
     cudaGetLastError();
-    if (error.code == "ERR_DEVICE_LOST") {
-      recording_ = nullptr;
-      throw;
-    }
   }
   if (graph) cudaGraphDestroy(graph);
   recording_ = nullptr;
-  if (made->pool->stats().used != 0) {  // a tensor outlives the recording: another replay would change it
-    kept_back_.push_back(std::move(made->pool));
-    return false;
-  }
-  if (!made->executable) return false;
-  entry.recording = std::move(made);
-  entry.refused = false;
-  return true;
+  // A tensor outlives the recording: it goes back to this pool, and another replay would change it.
+  const bool held = made->pool->stats().used != 0;
+  if (held) kept_back_.push_back(std::move(made->pool));
+  if (thrown) rethrow_unless_refused(thrown);
+  entry.refused = thrown || held;
+  if (!entry.refused) entry.recording = std::move(made);
+  return !entry.refused;
 }
 
 void Recordings::replay(const Recording& recording, std::span<const Tensor> inputs,

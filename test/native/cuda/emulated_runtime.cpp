@@ -63,6 +63,7 @@ cudaError_t cudaSetDevice(int device) {
 
 // Exactly as large as asked, so that a sanitizer sees one byte too many.
 cudaError_t cudaMalloc(void** address, std::size_t bytes) {
+  if (const cudaError_t error = note(cudaSuccess)) return error;
   const std::lock_guard lock(emulated::mutex);
   if (machine().taken + bytes > machine().memory) return note(cudaErrorMemoryAllocation);
   *address = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
