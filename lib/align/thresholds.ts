@@ -50,7 +50,7 @@ type Judged = Pick<DumpRecord, "op" | "role" | "block">;
 
 const PRODUCTS = new Set(["linear", "linear_activation", "matmul", "attention", "conv2d"]);
 const NORMS =
-  /^(modulated_norm|layer_norm|rms_norm|group_norm|group_norm_silu|qk_norm_rope|rope|softmax|reduce)$/;
+  /^(modulated_norm|layer_norm|rms_norm|group_norm|group_norm_silu|qk_norm_rope|rope|softmax|reduce|flow_log_prob)$/;
 
 export function familyOf({ op, role, block }: Judged): Family {
   if (role === "gradient") return "gradient";

@@ -69,5 +69,16 @@ Declined Backend::group_norm_silu(const Tensor&, const Tensor&, const Tensor&, c
                                   const Tensor&, const NormArgs&) {
   return kNotWritten;
 }
+Declined Backend::flow_step(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                            const Tensor&) {
+  return kNotWritten;
+}
+Declined Backend::flow_log_prob(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&) {
+  return kNotWritten;
+}
+Declined Backend::flow_log_prob_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                                         const Tensor&, const Tensor&, const Tensor&) {
+  return kNotWritten;
+}
 
 }  // namespace danceflux

@@ -210,6 +210,20 @@ class Backend : public Device, public std::enable_shared_from_this<Backend> {
   virtual Declined group_norm_silu(const Tensor& out, const Tensor& mean, const Tensor& rstd, const Tensor& x,
                                    const Tensor& weight, const Tensor& bias, const NormArgs& args);
 
+  /// A step along a flow: mean = cx x + cv v, next = mean + std noise, log_prob [B] = -weight * mean over a
+  /// row of (next - mean)^2 - constant. x, v, noise and next [B, ...] f32, at least one element to a row,
+  /// next contiguous; coefficients [B, 5] f32: cx, cv, std, weight, constant. noise and log_prob may both be
+  /// undefined: next is the mean.
+  virtual Declined flow_step(const Tensor& next, const Tensor& log_prob, const Tensor& x, const Tensor& v,
+                             const Tensor& noise, const Tensor& coefficients);
+  /// The same log_prob, bit for bit, of a next that is given.
+  virtual Declined flow_log_prob(const Tensor& log_prob, const Tensor& x, const Tensor& v, const Tensor& next,
+                                 const Tensor& coefficients);
+  /// dx and dv contiguous; either may be undefined.
+  virtual Declined flow_log_prob_backward(const Tensor& dx, const Tensor& dv, const Tensor& dlog_prob,
+                                          const Tensor& x, const Tensor& v, const Tensor& next,
+                                          const Tensor& coefficients);
+
   // ---- work that comes again
   // ---------------------------------------------------------------------------------------
   using Recurring = std::function<std::vector<Tensor>(std::span<const Tensor>)>;

@@ -22,7 +22,7 @@ struct CommunicatorOptions;
 
 /// Raised whenever backend.h, communicator.h, core/ or this file changes in a way that a compiled plugin
 /// would notice.
-#define DANCEFLUX_PLUGIN_ABI 3u
+#define DANCEFLUX_PLUGIN_ABI 4u
 
 enum class ProbeState : std::int32_t { ready = 0, no_device = 1, driver_too_old = 2 };
 

@@ -122,6 +122,20 @@ Tensor qk_norm_rope(const Tensor& x, const Tensor& weight, const Tensor& cos, co
 /// silu(group_norm(x))
 Tensor group_norm_silu(const Tensor& x, int groups, const Tensor& weight, const Tensor& bias, float eps);
 
+// ---- steps along a flow (ops/flow.cpp): fused too
+// ---------------------------------------------------------------------------------------------
+/// Where a step leads, and how likely it was.
+struct FlowStepped {
+  Tensor next;      // [B, ...]
+  Tensor log_prob;  // [B]; undefined without noise
+};
+/// mean = cx x + cv v, next = mean + std noise, log_prob = -weight * mean over a row of (next - mean)^2 -
+/// constant. x, v and noise [B, ...] of one shape, coefficients [B, 5]: cx, cv, std, weight, constant; all
+/// f32. Without noise next is the mean. train/flow_step.h tells where the coefficients come from.
+FlowStepped flow_step(const Tensor& x, const Tensor& v, const Tensor& noise, const Tensor& coefficients);
+/// [B]: the log_prob of a given next [B, ...], with the bits that flow_step gave for it.
+Tensor flow_log_prob(const Tensor& x, const Tensor& v, const Tensor& next, const Tensor& coefficients);
+
 /// The definitions themselves, as oracle for tests and as what runs when the device declines.
 namespace composed {
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias,
@@ -131,6 +145,8 @@ Tensor modulated_norm(const Tensor& x, const Tensor& scale, const Tensor& shift,
 Tensor gated_residual(const Tensor& x, const Tensor& gate, const Tensor& y);
 Tensor qk_norm_rope(const Tensor& x, const Tensor& weight, const Tensor& cos, const Tensor& sin, float eps);
 Tensor group_norm_silu(const Tensor& x, int groups, const Tensor& weight, const Tensor& bias, float eps);
+FlowStepped flow_step(const Tensor& x, const Tensor& v, const Tensor& noise, const Tensor& coefficients);
+Tensor flow_log_prob(const Tensor& x, const Tensor& v, const Tensor& next, const Tensor& coefficients);
 }  // namespace composed
 
 // ---- update (ops/update.cpp): in place, never recorded

@@ -94,12 +94,8 @@ SampleReport sample_step(models::FluxTransformer& model, const PolicyInputs& inp
   const Tensor x = gather(inputs.latents);
   const Tensor v = predict(model, inputs);
   const FlowStep step(backend_of(x), plan.kind, plan.sigmas, plan.next_sigmas, plan.eta);
-  SampleReport report;
-  const Tensor mean = step.mean(x, v);
-  report.latents = step.random() ? step.next(mean, noise_tensor(noise, x)) : mean;
-  if (denoised) report.denoised = step.denoised(x, v);
-  if (step.random()) report.log_probs = step.log_prob(mean, report.latents);
-  return report;
+  const auto [next, log_probs] = step.take(x, v, step.random() ? noise_tensor(noise, x) : Tensor());
+  return {.latents = next, .denoised = denoised ? step.denoised(x, v) : Tensor(), .log_probs = log_probs};
 }
 
 PolicyReport policy_step(models::FluxTransformer& model, const PolicyInputs& inputs, const StepPlan& plan,
@@ -111,7 +107,7 @@ PolicyReport policy_step(models::FluxTransformer& model, const PolicyInputs& inp
   const Tensor v = as_f32(model.forward(batch, recompute_blocks));
   const FlowStep step(backend_of(target), plan.kind, plan.sigmas, plan.next_sigmas, plan.eta);
   require(step.random(), "ERR_OPTION", "policy step: an ode step has no probability to learn from");
-  const Tensor log_prob = step.log_prob(step.mean(batch.latents, v), target);
+  const Tensor log_prob = step.log_prob(batch.latents, v, target);
   const PolicyLoss loss = policy_loss(log_prob, terms.old_log_probs, terms.advantages, terms.clip_range);
   const Tensor total = ops::affine(ops::sum(loss.loss, {0}), 1 / terms.loss_divisor);
   tape.backward(total, ops::full(backend_of(total), total.shape(), 1));

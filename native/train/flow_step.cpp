@@ -79,40 +79,27 @@ FlowStep::FlowStep(Backend& device, StepKind kind, std::span<const float> sigmas
     : random_(kind != StepKind::ode) {
   require(sigmas.size() == next_sigmas.size(), "ERR_SHAPE", "step: expected ", sigmas.size(),
           " next levels, got ", next_sigmas.size());
-  std::vector<StepCoefficients> rows;
+  // In one upload, sigma beside them.
+  constexpr std::int64_t kNumbers = 6;
+  std::vector<float> table;
   for (std::size_t i = 0; i < sigmas.size(); ++i) {
-    rows.push_back(step_coefficients(kind, sigmas[i], next_sigmas[i], eta));
+    const StepCoefficients row = step_coefficients(kind, sigmas[i], next_sigmas[i], eta);
+    table.insert(table.end(), {row.cx, row.cv, row.std, row.weight, row.constant, sigmas[i]});
   }
-  cx_ = column(device, rows, &StepCoefficients::cx);
-  cv_ = column(device, rows, &StepCoefficients::cv);
-  std_ = column(device, rows, &StepCoefficients::std);
-  weight_ = column(device, rows, &StepCoefficients::weight);
-  constant_ = column(device, rows, &StepCoefficients::constant);
-  sigma_ = ops::from_host(device, {static_cast<std::int64_t>(sigmas.size()), 1, 1}, sigmas);
+  const auto count = static_cast<std::int64_t>(sigmas.size());
+  const Tensor numbers = ops::from_host(device, {count, kNumbers}, table);
+  coefficients_ = ops::narrow(numbers, 1, 0, kNumbers - 1);
+  sigma_ = ops::reshape(ops::narrow(numbers, 1, kNumbers - 1, 1), {count, 1, 1});
 }
 
-Tensor FlowStep::column(Backend& device, std::span<const StepCoefficients> rows,
-                        float StepCoefficients::*field) const {
-  std::vector<float> values;
-  for (const StepCoefficients& row : rows) values.push_back(row.*field);
-  return ops::from_host(device, {static_cast<std::int64_t>(rows.size()), 1, 1}, values);
-}
-
-Tensor FlowStep::mean(const Tensor& x, const Tensor& v) const {
-  return ops::add(ops::mul(x, cx_), ops::mul(v, cv_));
-}
-
-Tensor FlowStep::next(const Tensor& mean, const Tensor& noise) const {
-  return ops::add(mean, ops::mul(noise, std_));
+ops::FlowStepped FlowStep::take(const Tensor& x, const Tensor& v, const Tensor& noise) const {
+  return ops::flow_step(x, v, noise, coefficients_);
 }
 
 Tensor FlowStep::denoised(const Tensor& x, const Tensor& v) const { return ops::sub(x, ops::mul(v, sigma_)); }
 
-Tensor FlowStep::log_prob(const Tensor& mean, const Tensor& next) const {
-  const Tensor distance = ops::unary(UnaryOp::square, ops::sub(next, mean));
-  const Tensor average = ops::mean(distance, {1, 2}, true);
-  const Tensor density = ops::add_scaled(ops::affine(ops::mul(average, weight_), -1), constant_, -1);
-  return ops::reshape(density, {density.dim(0)});
+Tensor FlowStep::log_prob(const Tensor& x, const Tensor& v, const Tensor& next) const {
+  return ops::flow_log_prob(x, v, next, coefficients_);
 }
 
 }  // namespace danceflux::train

@@ -40,20 +40,17 @@ class FlowStep {
  public:
   FlowStep(Backend& device, StepKind kind, std::span<const float> sigmas, std::span<const float> next_sigmas,
            float eta);
-  /// Mean of the next latent.
-  Tensor mean(const Tensor& x, const Tensor& v) const;
-  /// mean + std * noise
-  Tensor next(const Tensor& mean, const Tensor& noise) const;
+  /// The next latent and its log_prob; without noise the mean.
+  ops::FlowStepped take(const Tensor& x, const Tensor& v, const Tensor& noise) const;
   /// x0 = x - sigma v
   Tensor denoised(const Tensor& x, const Tensor& v) const;
-  /// [B]: mean over the elements of a row.
-  Tensor log_prob(const Tensor& mean, const Tensor& next) const;
+  /// [B]: of a next latent that was drawn before.
+  Tensor log_prob(const Tensor& x, const Tensor& v, const Tensor& next) const;
   bool random() const { return random_; }
 
  private:
-  Tensor column(Backend& device, std::span<const StepCoefficients> rows,
-                float StepCoefficients::*field) const;
-  Tensor cx_, cv_, std_, sigma_, weight_, constant_;
+  Tensor coefficients_;  // [B, 5] as the ops want them
+  Tensor sigma_;         // [B, 1, 1]
   bool random_;
 };
 

@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <string_view>
 #include <thread>
 
 #include "backend/ascend/operators.h"
@@ -128,7 +129,8 @@ TEST("ascend device: every shortcut is taken") {
   Complaints complaints;
   for (const OpCase& row : op_cases()) {
     const bool fused = *row.shortcut || *row.shortcut_backward;
-    if (row.size != Size::test || !fused) continue;
+    const bool composed = std::string_view(row.shortcut).starts_with("flow_");  // CANN has no such operator
+    if (row.size != Size::test || !fused || composed) continue;
     complaints.during(row.name, [&] {
       forward_values(*device, row);
       if (row.differentiable) gradient_values(*device, row);

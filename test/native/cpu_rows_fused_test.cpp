@@ -4,7 +4,9 @@
 // Legend: B batch, L tokens, D width, H heads, K head width.
 #include <algorithm>
 
+#include "autograd/tape.h"
 #include "cpu_device.h"
+#include "ops/ops.h"
 
 using namespace danceflux;
 using namespace danceflux::test;
@@ -253,6 +255,43 @@ TEST("cpu fused shortcuts give the bits of their composition") {
     device.unary(UnaryOp::silu, plain, plain, 0, 0);
     CHECK(same_bits(smooth, plain));
   });
+}
+
+namespace {
+
+/// A step, its log probability as drawn and as asked for, and the gradients of the latter.
+template <class Draw, class Density>
+std::vector<Tensor> flow_results(Backend& device, const Shape& shape, Draw draw, Density density) {
+  const Tensor x = normal_input(device, shape, 1), v = normal_input(device, shape, 2),
+               noise = normal_input(device, shape, 3), numbers = normal_input(device, {shape[0], 5}, 4);
+  const auto [next, log_prob] = draw(x, v, noise, numbers);
+  Tape tape;
+  tape.watch(x);
+  tape.watch(v);
+  const Tensor again = density(x, v, next, numbers);
+  tape.backward(again, normal_input(device, {shape[0]}, 5));
+  return {next, log_prob, again, draw(x, v, Tensor(), numbers).next, tape.gradient(x), tape.gradient(v)};
+}
+std::vector<Tensor> fused_flow(Backend& device, const Shape& shape) {
+  return flow_results(device, shape, ops::flow_step, ops::flow_log_prob);
+}
+
+}  // namespace
+
+TEST("cpu flow steps: the bits of their composition, drawn and asked for, forward and backward") {
+  on_every_isa([](Backend& device) {
+    for (const Shape& shape :
+         {Shape{1, 1}, Shape{2, 5, 7}, Shape{3, 4097}, Shape{17, 130}, Shape{2, 400, 64}}) {
+      const auto fused = fused_flow(device, shape),
+                 parts = flow_results(device, shape, ops::composed::flow_step, ops::composed::flow_log_prob);
+      for (std::size_t i = 0; i < fused.size(); ++i) CHECK(same_bits(fused[i], parts[i]));
+      CHECK(same_bits(fused[1], fused[2]));
+    }
+  });
+}
+
+TEST("cpu flow steps: the same bits on any number of threads") {
+  check_thread_counts([](Backend& device) { return fused_flow(device, {2, 800, 64}); });
 }
 
 // ---- AdamW -----------------------------------------------------------------------------------------------

@@ -145,7 +145,9 @@ std::vector<OpCase> bf16_cases() {
     const bool plain = std::all_of(row.inputs.begin(), row.inputs.end(), [](const OpInput& input) {
       return input.dtype == DType::f32 || input.dtype == DType::i32;
     });
-    if (!plain || row.family == Family::update || row.name.starts_with("cast ") ||
+    const bool activations =
+        std::any_of(row.inputs.begin(), row.inputs.end(), [](const OpInput& input) { return !input.vector; });
+    if (!plain || !activations || row.family == Family::update || row.name.starts_with("cast ") ||
         row.name.starts_with("copy"))
       continue;
     row.activations = DType::bf16;

@@ -180,6 +180,33 @@ const Refusal kLayers[] = {
      }},
 };
 
+const Refusal kFlow[] = {
+    {"ERR_SHAPE", "flow_step: expected rows of at least one element, got [2, 0]",
+     [](const Bench& b) {
+       ops::flow_step(b.f({2, 0}), b.f({2, 0}), {}, b.f({2, 5}));
+     }},
+    {"ERR_SHAPE", "flow_step: expected v of shape [2, 3]",
+     [](const Bench& b) {
+       ops::flow_step(b.f({2, 3}), b.f({2, 4}), {}, b.f({2, 5}));
+     }},
+    {"ERR_SHAPE", "flow_step: expected noise of shape [2, 3]",
+     [](const Bench& b) {
+       ops::flow_step(b.f({2, 3}), b.f({2, 3}), b.f({2, 2}), b.f({2, 5}));
+     }},
+    {"ERR_SHAPE", "flow_log_prob: expected coefficients of shape [2, 5]",
+     [](const Bench& b) {
+       ops::flow_log_prob(b.f({2, 3}), b.f({2, 3}), b.f({2, 3}), b.f({3, 5}));
+     }},
+    {"ERR_SHAPE", "flow_log_prob: expected a next",
+     [](const Bench& b) {
+       ops::flow_log_prob(b.f({2, 3}), b.f({2, 3}), {}, b.f({2, 5}));
+     }},
+    {"ERR_DTYPE", "flow_step: expected x in f32, got bf16",
+     [](const Bench& b) {
+       ops::flow_step(b.stored({2, 3}), b.f({2, 3}), {}, b.f({2, 5}));
+     }},
+};
+
 const Refusal kUpdates[] = {
     {"ERR_SHAPE", "adamw_: expected a step of 1 or more",
      [](const Bench& b) { ops::adamw_(b.f({2}), b.f({2}), b.f({2}), b.f({2}), b.f({2}), {.step = 0}); }},
@@ -212,6 +239,7 @@ TEST("ops: what is refused is told in one line") {
   const Bench bench;
   for (const Refusal& row : kMovesAndMaps) check(bench, row);
   for (const Refusal& row : kLayers) check(bench, row);
+  for (const Refusal& row : kFlow) check(bench, row);
   for (const Refusal& row : kUpdates) check(bench, row);
 }
 

@@ -72,5 +72,7 @@ OpCase modulated_norm_row(const Shape& x);
 OpCase gated_residual_row(const Shape& x);
 OpCase qk_norm_rope_row(std::int64_t B, std::int64_t L, std::int64_t H, std::int64_t K);
 OpCase group_norm_silu_row(const Shape& x, int groups);
+OpCase flow_step_row(const Shape& x);
+OpCase flow_log_prob_row(const Shape& x);
 
 }  // namespace danceflux::test

@@ -287,6 +287,69 @@ OpCase group_norm_silu_row(const Shape& x, int groups) {
   return row;
 }
 
+namespace {
+
+/// A row of x, v, noise or next, and numbers that steps have.
+OpCase flow_row(const char* op, const Shape& x) {
+  OpInput image = batch(x), numbers = normal({x[0], 5}, DType::f32, 0.3f, 1);
+  image.vector = numbers.vector = numbers.batched = true;
+  return {.name = label(op, x),
+          .family = Family::reduce,
+          .inputs = {image, image, image, numbers},
+          .shortcut = op,
+          .bytes = 4 * bytes_of(x)};
+}
+
+}  // namespace
+
+OpCase flow_step_row(const Shape& x) {
+  OpCase row = flow_row("flow_step", x);
+  row.forward = [](In in) {
+    const auto [next, log_prob] = ops::flow_step(in[0], in[1], in[2], in[3]);
+    return std::vector<Tensor>{next, log_prob};
+  };
+  return row;
+}
+
+OpCase flow_log_prob_row(const Shape& x) {
+  OpCase row = flow_row("flow_log_prob", x);
+  row.inputs[2].gradient = row.inputs[3].gradient = false;  // else the kernel is not asked
+  row.forward = one([](In in) { return ops::flow_log_prob(in[0], in[1], in[2], in[3]); });
+  row.shortcut_backward = "flow_log_prob_backward";
+  row.bytes = 3 * bytes_of(x);
+  return row;
+}
+
+namespace {
+
+void add_flow_rows(std::vector<OpCase>& rows) {
+  for (const Shape& x : {Shape{2, 5, 7}, Shape{1, 1}, Shape{3, 2051}, Shape{2, 70, 64}, Shape{0, 4, 3}}) {
+    rows.push_back(flow_step_row(x));
+    rows.push_back(flow_log_prob_row(x));
+  }
+  OpCase all = flow_log_prob_row({2, 3, 9});
+  all.name += " by all of its inputs";
+  for (OpInput& input : all.inputs) input.gradient = true;
+  rows.push_back(all);
+  OpCase mean = flow_step_row({2, 3, 9});
+  mean.name = "flow_step without noise";
+  mean.inputs.erase(mean.inputs.begin() + 2);
+  mean.forward = one([](In in) { return ops::flow_step(in[0], in[1], {}, in[2]).next; });
+  rows.push_back(mean);
+  // As a step calls it: rows of a table, latents that are parts of others.
+  OpCase views = flow_log_prob_row({2, 6, 9});
+  views.name += " of views";
+  views.inputs[3].shape = {2, 6};
+  views.forward = one([](In in) {
+    const auto part = [](const Tensor& x) { return ops::narrow(x, 1, 2, 3); };
+    return ops::flow_log_prob(part(in[0]), ops::permute(ops::permute(part(in[1]), {0, 2, 1}), {0, 2, 1}),
+                              part(in[2]), ops::narrow(in[3], 1, 1, 5));
+  });
+  rows.push_back(views);
+}
+
+}  // namespace
+
 void add_fused_rows(std::vector<OpCase>& rows) {
   for (const auto& [op, name] : {std::pair{UnaryOp::gelu_tanh, "gelu_tanh"},
                                  {UnaryOp::gelu_erf, "gelu_erf"},
@@ -333,6 +396,7 @@ void add_fused_rows(std::vector<OpCase>& rows) {
                   .shortcut_backward = "qk_norm_rope_backward"});
   rows.push_back(group_norm_silu_row({2, 6, 3, 5}, 3));
   rows.push_back(group_norm_silu_row({1, 32, 8, 8}, 32));
+  add_flow_rows(rows);
 }
 
 void add_bench_rows(std::vector<OpCase>& rows) {
@@ -352,6 +416,8 @@ void add_bench_rows(std::vector<OpCase>& rows) {
   rows.push_back(modulated_norm_row({1, 1024, 3072}));
   rows.push_back(gated_residual_row({1, 1024, 3072}));
   rows.push_back(qk_norm_rope_row(1, 1024, 24, 128));
+  rows.push_back(flow_step_row({4, 4096, 64}));
+  rows.push_back(flow_log_prob_row({4, 4096, 64}));
   // The autoencoder.
   const ConvArgs same{.stride = 1, .pad_top = 1, .pad_left = 1, .pad_bottom = 1, .pad_right = 1};
   rows.push_back(conv_row({1, 128, 32, 32}, {128, 128, 3, 3}, same, DType::f32, true));

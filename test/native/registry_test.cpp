@@ -68,7 +68,7 @@ TEST("registry: every missing vendor library is told, with what brings it") {
 TEST("registry: another abi, no device, old driver, no entry, another name") {
   const PluginPath path;
   CHECK_EQ(report_of("old_abi").state, "PLUGIN_ABI");
-  CHECK(contains(report_of("old_abi").message, "expected plugin abi 3, got 44"));
+  CHECK(contains(report_of("old_abi").message, "expected plugin abi 4, got 45"));
   CHECK_EQ(report_of("no_device").state, "NO_DEVICE");
   CHECK_EQ(report_of("no_device").hint, "is the device passed into the container?");
   CHECK_EQ(report_of("old_driver").state, "DRIVER_TOO_OLD");

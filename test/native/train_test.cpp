@@ -50,13 +50,14 @@ TEST("train: steps along the flow and their log probability") {
       const Tensor x = input_tensor(*device, run, "latents"), v = input_tensor(*device, run, "velocity");
       const train::FlowStep step = step_of(*device, run, x.dim(0));
       CHECK(step.random());
-      const Tensor mean = step.mean(x, v);
-      const Tensor next = step.next(mean, input_tensor(*device, run, "noise"));
-      check("mean", mean);
+      const auto [next, log_prob] = step.take(x, v, input_tensor(*device, run, "noise"));
+      check("mean", step.take(x, v, {}).next);
       check("next", next);
       // Where nothing is left of the noise, the estimate and the picture are one.
       check("x0", step.denoised(x, v));
-      check("log_prob", step.log_prob(mean, next));
+      check("log_prob", log_prob);
+      // What an update computes of it is the same to the bit: the first ratio is one.
+      CHECK(ops::to_host(step.log_prob(x, v, next)) == ops::to_host(log_prob));
     }
   }
 }
@@ -82,7 +83,7 @@ TEST("train: a step without noise is Euler's") {
     CHECK(!step.random());
     const Tensor x = ops::from_host(*device, {2, 1, 2}, std::vector<float>{1, 2, 3, 4});
     const Tensor v = ops::from_host(*device, {2, 1, 2}, std::vector<float>{4, -8, 2, 1});
-    const std::vector<float> got = ops::to_host(step.mean(x, v));
+    const std::vector<float> got = ops::to_host(step.take(x, v, {}).next);
     const std::vector<float> wanted{-2, 8, 2.5f, 3.75f};
     for (std::size_t i = 0; i < wanted.size(); ++i) CHECK_EQ(got[i], wanted[i]);
   }
@@ -100,10 +101,10 @@ TEST("train: rows of one batch may be at different levels") {
   const train::FlowStep mixed(*device, kind_of(first), std::vector<float>{level(first, 0), level(second, 0)},
                               std::vector<float>{level(first, 1), level(second, 1)}, 0.3f);
   const Tensor x = input_tensor(*device, first, "latents"), v = input_tensor(*device, first, "velocity");
-  const Tensor mean = mixed.mean(x, v);
+  const Tensor mean = mixed.take(x, v, {}).next;
   const std::vector<float> both = ops::to_host(mean);
-  const std::vector<float> upper = ops::to_host(step_of(*device, first, 2).mean(x, v));
-  const std::vector<float> lower = ops::to_host(step_of(*device, second, 2).mean(x, v));
+  const std::vector<float> upper = ops::to_host(step_of(*device, first, 2).take(x, v, {}).next);
+  const std::vector<float> lower = ops::to_host(step_of(*device, second, 2).take(x, v, {}).next);
   for (std::size_t i = 0; i < both.size(); ++i) CHECK_EQ(both[i], i < both.size() / 2 ? upper[i] : lower[i]);
 }
 
@@ -133,7 +134,7 @@ TEST("train: the clipped loss and its gradient") {
       const train::FlowStep step = step_of(*device, run, rows);
       Tape tape;
       tape.watch(v);
-      const Tensor log_prob = step.log_prob(step.mean(x, v), input_tensor(*device, run, "next"));
+      const Tensor log_prob = step.log_prob(x, v, input_tensor(*device, run, "next"));
       const auto old = input_values(run, "old_log_prob"), advantages = input_values(run, "advantages");
       const auto result =
           train::policy_loss(log_prob, old, advantages, static_cast<float>(run["clip"].number()));

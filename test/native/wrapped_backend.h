@@ -99,6 +99,11 @@ class WrappedBackend : public Backend {
          (dx, dweight, dout, x, rstd, weight, cos, sin))
   DF_TRY(group_norm_silu, (T out, T mean, T rstd, T x, T weight, T bias, const NormArgs& args),
          (out, mean, rstd, x, weight, bias, args))
+  DF_TRY(flow_step, (T next, T log_prob, T x, T v, T noise, T coefficients),
+         (next, log_prob, x, v, noise, coefficients))
+  DF_TRY(flow_log_prob, (T log_prob, T x, T v, T next, T coefficients), (log_prob, x, v, next, coefficients))
+  DF_TRY(flow_log_prob_backward, (T dx, T dv, T dlog_prob, T x, T v, T next, T coefficients),
+         (dx, dv, dlog_prob, x, v, next, coefficients))
 #undef DF_TRY
 
  private:
@@ -119,7 +124,10 @@ inline const std::set<std::string>& shortcut_names() {
                                               "gated_residual_backward",
                                               "qk_norm_rope",
                                               "qk_norm_rope_backward",
-                                              "group_norm_silu"};
+                                              "group_norm_silu",
+                                              "flow_step",
+                                              "flow_log_prob",
+                                              "flow_log_prob_backward"};
   return names;
 }
 

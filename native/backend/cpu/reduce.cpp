@@ -13,7 +13,6 @@
 namespace danceflux::cpu {
 namespace {
 
-constexpr std::int64_t kRowPiece = 4096;  // elements of a dense row whose sum is one piece
 constexpr std::int64_t kGather = 1024;    // the kernel's own block, so that gathering keeps its order
 constexpr std::int64_t kColumnChunk = 1024;
 

@@ -7,6 +7,8 @@
 namespace danceflux::cpu {
 
 constexpr std::int64_t kRowsPerBlock = 32;
+/// Elements of a dense row whose sum is one piece of the row's.
+constexpr std::int64_t kRowPiece = 4096;
 
 inline std::int64_t block_count(std::int64_t rows) { return (rows + kRowsPerBlock - 1) / kRowsPerBlock; }
 

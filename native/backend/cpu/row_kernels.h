@@ -33,6 +33,11 @@ struct ConstRows {
   std::int64_t step;
 };
 
+/// A row's step along a flow: mean = x * cx + v * cv.
+struct FlowRow {
+  float cx, cv, std;
+};
+
 struct ElementwiseRows {
   using Unary = void (*)(float* out, const float* x, std::int64_t n, float a, float b);
   using UnaryBackward = void (*)(float* dx, const float* x, const float* dy, std::int64_t n, float a,
@@ -47,6 +52,15 @@ struct ElementwiseRows {
   void (*gated_add_backward)(float* dgate, Rows dy, ConstRows dout, const float* gate, ConstRows y,
                              std::int64_t rows, std::int64_t n);
   void (*fill)(float* out, float value, std::int64_t n);
+  /// next = (x * cx + v * cv) + noise * std; noise may be null
+  void (*flow_step)(float* next, const float* x, const float* v, const float* noise, const FlowRow& row,
+                    std::int64_t n);
+  /// out = (next - mean)^2
+  void (*flow_distance)(float* out, const float* x, const float* v, const float* next, const FlowRow& row,
+                        std::int64_t n);
+  /// d = 2 (next - mean) * slope; dx = -d * cx, dv = -d * cv, either may be null
+  void (*flow_backward)(float* dx, float* dv, const float* x, const float* v, const float* next,
+                        const FlowRow& row, float slope, std::int64_t n);
 };
 
 /// AdamW's numbers of one step, from doubles.

@@ -99,6 +99,13 @@ class CudaBackend final : public Backend {
                                  const Tensor& sin) override;
   Declined group_norm_silu(const Tensor& out, const Tensor& mean, const Tensor& rstd, const Tensor& x,
                            const Tensor& weight, const Tensor& bias, const NormArgs& args) override;
+  Declined flow_step(const Tensor& next, const Tensor& log_prob, const Tensor& x, const Tensor& v,
+                     const Tensor& noise, const Tensor& coefficients) override;
+  Declined flow_log_prob(const Tensor& log_prob, const Tensor& x, const Tensor& v, const Tensor& next,
+                         const Tensor& coefficients) override;
+  Declined flow_log_prob_backward(const Tensor& dx, const Tensor& dv, const Tensor& dlog_prob,
+                                  const Tensor& x, const Tensor& v, const Tensor& next,
+                                  const Tensor& coefficients) override;
 
   // ---- for the rooms of this house
   // ----------------------------------------------------------------------------------

@@ -232,6 +232,21 @@ DF_BOTH float adamw_update(float weight, float& m, float& v, float gradient, con
   return weight - step.step_size * m / (sqrtf(v) / step.root_correction2 + step.eps);
 }
 
+/// A row's step along a flow: where it leads on average, how far it may stray, and its density.
+struct FlowRow {
+  float cx, cv, std, weight, constant;
+};
+DF_BOTH float flow_mean(float x, float v, const FlowRow& row) { return x * row.cx + v * row.cv; }
+DF_BOTH float flow_next(float mean, float noise, const FlowRow& row) { return mean + noise * row.std; }
+/// From the mean over the row of (next - mean)^2.
+DF_BOTH float flow_log_prob(float distance, const FlowRow& row) {
+  return -(distance * row.weight) - row.constant;
+}
+/// d log_prob / d mean for one of `count` elements, times dlog_prob.
+DF_BOTH float flow_slope(float next, float mean, float dlog_prob, float count, const FlowRow& row) {
+  return 2.0f * (next - mean) * (dlog_prob * row.weight / count);
+}
+
 /// A turn of the pair (x0, x1) by the angle of c = cos and s = sin.
 struct Pair {
   float first, second;

@@ -189,6 +189,32 @@ void fill(float* out, float value, int64_t n) {
   for_vectors(n, [&](auto, auto put) { put(out, v); });
 }
 
+void flow_step(float* next, const float* x, const float* v, const float* noise, const FlowRow& row,
+               int64_t n) {
+  const Vec cx = splat(row.cx), cv = splat(row.cv), std = splat(row.std);
+  for_vectors(n, [&](auto get, auto put) {
+    const Vec mean = get(x) * cx + get(v) * cv;
+    put(next, noise ? mean + get(noise) * std : mean);
+  });
+}
+void flow_distance(float* out, const float* x, const float* v, const float* next, const FlowRow& row,
+                   int64_t n) {
+  const Vec cx = splat(row.cx), cv = splat(row.cv);
+  for_vectors(n, [&](auto get, auto put) {
+    const Vec d = get(next) - (get(x) * cx + get(v) * cv);
+    put(out, d * d);
+  });
+}
+void flow_backward(float* dx, float* dv, const float* x, const float* v, const float* next,
+                   const FlowRow& row, float slope, int64_t n) {
+  const Vec cx = splat(row.cx), cv = splat(row.cv), s = splat(slope);
+  for_vectors(n, [&](auto get, auto put) {
+    const Vec d = 2.0f * (get(next) - (get(x) * cx + get(v) * cv)) * s;
+    if (dx) put(dx, -d * cx);
+    if (dv) put(dv, -d * cv);
+  });
+}
+
 }  // namespace
 
 #define DF_UNARY(op) unary_row<ops::op>,
@@ -200,6 +226,9 @@ const ElementwiseRows elementwise_rows{{DANCEFLUX_UNARY_OPS(DF_UNARY)},
                                        {DANCEFLUX_BINARY_OPS(DF_BINARY)},
                                        gated_add,
                                        gated_add_backward,
-                                       fill};
+                                       fill,
+                                       flow_step,
+                                       flow_distance,
+                                       flow_backward};
 
 }  // namespace danceflux::cpu::DANCEFLUX_ISA_NAMESPACE
