@@ -35,6 +35,8 @@ export interface MemoryReport {
   peak: number;
   /** Bytes taken from the system, used or cached. */
   held: number;
+  /** Bytes of the device's own memory that nobody has taken; absent on the CPU, which computes in the host's. */
+  free?: number;
   allocations: number;
   systemAllocations: number;
 }

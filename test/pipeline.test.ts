@@ -6,6 +6,7 @@ import { EmbeddingStore } from "../lib/grpo/embeddings.js";
 import { loadPipeline } from "../lib/models/pipeline.js";
 import type { Pipeline } from "../lib/models/types.js";
 import { type NativeTensor, native, runJob } from "../lib/native.js";
+import { modulationTableSize, modulationWidth } from "../lib/sample/modulation_table.js";
 import { guidanceOf, type SamplePlan, sampleBatch, samplePlan, timestepOf } from "../lib/sample/sampler.js";
 import { floatInput, inputShape, readCase, readGoldens, relativeError } from "./fixtures/cases.js";
 import { testDevice, testFolder } from "./support/device.js";
@@ -159,6 +160,23 @@ describe("the modulations of a batch", () => {
     expect(once.pictures).toEqual(each.pictures);
     expect(once.logProbs).toEqual(each.logProbs);
     expect(once.logProbs.length).toBe(4);
+  });
+
+  it("are as many as a table's size is reckoned with, and none beyond the most", async () => {
+    using pipeline = await smallPipeline(device, join(folder, "width"));
+    const { transformer, config } = pipeline;
+    using pooled = await rowOf("pooled_prompt_embeds", 0);
+    const job = transformer.modulations({
+      ...{ pooled: [pooled], prompts: [0, 0], timesteps: [1, 0.5] },
+      guidance: config.guidanceEmbeds ? [3500, 3500] : [],
+    });
+    using table = await runJob(job);
+    const width = modulationWidth(config);
+    expect(table.shape).toEqual([2, width]);
+    expect(modulationTableSize(config, 2)).toBe(2 * width);
+    const most = Math.floor(2 ** 28 / 4 / width);
+    expect(modulationTableSize(config, most)).toBe(most * width);
+    expect(modulationTableSize(config, most + 1)).toBe(0);
   });
 });
 

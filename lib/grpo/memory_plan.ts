@@ -4,11 +4,14 @@
  * What stays for the whole run is exact (each tensor rounded up as the device's pool does); activations are counted over the model's ops
  * (activations.ts); what a vendor's library takes for itself is not in it.
  */
+
 import { elementsOf, fluxTensors, isTarget, loraTensors, type StoredTensor } from "../models/flux_shapes.js";
 import type { FluxConfig, WeightDType } from "../models/types.js";
+import { modulationTableSize } from "../sample/modulation_table.js";
 import { type PassShape, pooled, samplingPassBytes, trainingPassBytes } from "./activations.js";
 import type { TrainConfig } from "./config.js";
 import { gradientBuckets } from "./gradient_buckets.js";
+import { recomputedBlocks } from "./recompute.js";
 
 /** What the ranks share out among them: nothing, the optimizer's state, or the gradients too. */
 export const SHARDINGS = ["none", "optimizer", "optimizer+gradients"] as const;
@@ -161,19 +164,35 @@ function decodingBytes({ config, vae }: MemoryInputs, rows: number, bytes: numbe
   return rows * width * height * (2 * second + first) * bytes;
 }
 
-function passOf(inputs: MemoryInputs, trained: Trained, rows: number): PassShape {
-  const { config, flux, textTokens, vae } = inputs;
-  const token = vae.factor * 2;
-  const { width, height } = config.sampling;
+/** A pass over so many rows as the configuration trains it. */
+export function passShape(
+  config: TrainConfig,
+  flux: FluxConfig,
+  tokens: Pick<PassShape, "imageTokens" | "textTokens">,
+  rows: number,
+): PassShape {
   return {
     flux,
     rows,
-    imageTokens: (width / token) * (height / token),
-    textTokens,
+    ...tokens,
     bytes: isCpu(config) ? 4 : SIZE[weightDType(config)],
-    trains: trained.trains,
+    trains: trainedOf(config, flux).trains,
     rank: config.learning.lora?.rank ?? 0,
   };
+}
+
+function passOf({ config, flux, textTokens, vae }: MemoryInputs, rows: number): PassShape {
+  const token = vae.factor * 2;
+  const { width, height } = config.sampling;
+  return passShape(config, flux, { imageTokens: (width / token) * (height / token), textTokens }, rows);
+}
+
+/** The table that holds a batch's modulations of all steps, where rows do not depend on their number. */
+function modulationBytes({ config, flux }: MemoryInputs, { bytes }: PassShape): number {
+  if ((config.device.determinism ?? "strict") !== "strict") return 0;
+  const { batch, steps } = config.sampling;
+  const prompts = Math.min(batch, config.promptsPerIteration);
+  return pooled(modulationTableSize(flux, steps * prompts) * bytes);
 }
 
 /** Pictures of an iteration that are one rank's, and the most prompts that they may be of. */
@@ -203,17 +222,6 @@ function iterationBytes(inputs: MemoryInputs, imageTokens: number): number {
   return pictures * (trajectory + picture) + prompts * embedding;
 }
 
-function blocksFor(inputs: MemoryInputs, pass: PassShape, free: number | undefined): number {
-  const { recompute } = inputs.config.learning;
-  const all = inputs.flux.numLayers + inputs.flux.numSingleLayers;
-  if (recompute === "none") return 0;
-  if (recompute === "all") return all;
-  if (recompute !== "auto") return recompute < 0 ? all : Math.min(recompute, all);
-  if (free === undefined) return 0;
-  for (let blocks = 0; blocks < all; blocks++) if (trainingPassBytes(pass, blocks) <= free) return blocks;
-  return all;
-}
-
 /** The plan of one rank. */
 export function planMemory(inputs: MemoryInputs): MemoryPlan {
   const { config, flux, others, deviceMemory } = inputs;
@@ -221,18 +229,22 @@ export function planMemory(inputs: MemoryInputs): MemoryPlan {
   const { buckets, outsidePool } = communicationOf(inputs, trained);
   const lasting = lastingOf(inputs, trained, buckets + outsidePool);
   const base = sum(Object.values(lasting));
-  const sampling = passOf(inputs, trained, config.sampling.batch);
-  const training = passOf(inputs, trained, config.learning.microbatch);
+  const sampling = passOf(inputs, config.sampling.batch);
+  const training = passOf(inputs, config.learning.microbatch);
   const usable = deviceMemory === undefined ? undefined : Math.floor(deviceMemory * USABLE);
   const iteration = iterationBytes(inputs, sampling.imageTokens);
-  const blocks = blocksFor(inputs, training, usable === undefined ? undefined : usable - base - iteration);
+  const blocks = recomputedBlocks(
+    config.learning.recompute,
+    training,
+    usable === undefined ? undefined : usable - base - iteration,
+  );
   const activations = {
     none: trainingPassBytes(training, 0),
     all: trainingPassBytes(training, -1),
     planned: trainingPassBytes(training, blocks),
   };
   const rollout = Math.max(
-    samplingPassBytes(sampling),
+    samplingPassBytes(sampling) + modulationBytes(inputs, sampling),
     decodingBytes(inputs, config.sampling.batch, sampling.bytes),
   );
   const stages = {

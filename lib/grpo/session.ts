@@ -1,6 +1,5 @@
 /** One run of the trainer: rollout, score, advantages, update; evaluation, metrics and checkpoints around it. */
 import { rm, writeFile } from "node:fs/promises";
-import { freemem } from "node:os";
 import { join } from "node:path";
 import { AsyncImageWriter } from "../image/index.js";
 import {
@@ -14,16 +13,17 @@ import {
 import { promptKey, type SamplePlan, samplePlan } from "../sample/sampler.js";
 import { mixedAdvantages } from "./advantage.js";
 import { saveCheckpoint, type TrainerState } from "./checkpoint.js";
-import { blocksToRecompute } from "./cost.js";
 import type { Share } from "./deal.js";
 import type { EmbeddingStore } from "./embeddings.js";
 import { evaluate, writePictureList } from "./evaluation.js";
 import { learningRateAt } from "./learning_rate.js";
+import { passShape } from "./memory_plan.js";
 import { type IterationMetrics, type MetricsFile, noSeconds, type StageSeconds, spread } from "./metrics.js";
 import { lastIteration, type Opened, openTraining, promptOrder, timesteps } from "./opening.js";
 import { type PictureReport, PictureWatch, type SeenPictures } from "./picture_watch.js";
 import type { Policy } from "./policy.js";
 import type { PromptOrder } from "./prompts.js";
+import { freeForActivations, recomputedBlocks } from "./recompute.js";
 import type { StageRecorder } from "./recorder.js";
 import { iterationMetrics } from "./report_iteration.js";
 import { type IterationPrompt, type Rollout, rollout } from "./rollout.js";
@@ -373,16 +373,11 @@ export class Session {
   #recomputeBlocks(plan: SamplePlan): number {
     const { config, pipeline } = this.#parts;
     const { recompute, microbatch } = config.learning;
-    if (recompute === "none") return 0;
-    if (recompute === "all") return -1;
-    if (recompute !== "auto") return recompute;
-    const tokens = plan.grid.rows * plan.grid.columns + this.#textTokens;
-    const { held, used } = pipeline.device.memory();
-    return blocksToRecompute(
-      pipeline.config,
-      tokens,
-      microbatch,
-      (freemem() + held - used) / this.#team.localSize,
+    const tokens = { imageTokens: plan.grid.rows * plan.grid.columns, textTokens: this.#textTokens };
+    return recomputedBlocks(
+      recompute,
+      passShape(config, pipeline.config, tokens, microbatch),
+      freeForActivations(pipeline.device.memory(), this.#team.localSize),
     );
   }
 

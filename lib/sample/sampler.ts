@@ -7,6 +7,7 @@ import { createHash } from "node:crypto";
 import { DanceError } from "../errors.js";
 import type { Pipeline, PromptEmbedding } from "../models/types.js";
 import { type NativeTensor, type NoiseKey, runJob, type SampleStepResult, type StepKind } from "../native.js";
+import { modulationTableSize } from "./modulation_table.js";
 import { networkGuidance, networkTimestep, sigmaSchedule } from "./schedule.js";
 
 /** Keeps draws for different purposes apart. */
@@ -161,9 +162,6 @@ export function sharedEmbeddings(rows: { embedding: PromptEmbedding }[]): {
   };
 }
 
-/** A table of modulations is not made where it would be larger. */
-const MOST_TABLE_BYTES = 256 * 2 ** 20;
-
 /**
  * The modulations of all steps and prompts of a batch, row `step * prompts + prompt`: the weights that make them are read once instead of
  * once a step. Undefined where rows could come out otherwise than they do in the update, or where the table would be large.
@@ -177,9 +175,7 @@ async function modulationTable(
   const { config, device, transformer } = pipeline;
   const steps = plan.kinds.length;
   const rows = steps * pooled.length;
-  const width = config.numAttentionHeads * config.attentionHeadDim;
-  const perRow = 4 * width * (12 * config.numLayers + 3 * config.numSingleLayers + 2);
-  if (device.determinism !== "strict" || rows * perRow > MOST_TABLE_BYTES) return undefined;
+  if (device.determinism !== "strict" || modulationTableSize(config, rows) === 0) return undefined;
   const row = Array.from({ length: rows }, (_, index) => index);
   return runJob(
     transformer.modulations({

@@ -95,6 +95,7 @@ Napi::Value DeviceWrap::memory(const Napi::CallbackInfo& info) {
     report.Set("used", static_cast<double>(stats.used));
     report.Set("peak", static_cast<double>(stats.peak));
     report.Set("held", static_cast<double>(stats.held));
+    if (const auto free = alive()->backend->free_memory()) report.Set("free", static_cast<double>(*free));
     report.Set("allocations", static_cast<double>(stats.allocations));
     report.Set("systemAllocations", static_cast<double>(stats.system_allocations));
     return report;

@@ -108,6 +108,9 @@ class Backend : public Device, public std::enable_shared_from_this<Backend> {
   /// Uninitialised. Throws ERR_MEMORY telling what was asked, held and free.
   virtual void* allocate(std::size_t bytes) = 0;
   virtual MemoryStats memory() const = 0;
+  /// Bytes of the device's own memory that nobody has taken; empty where it computes in the host's, or cannot
+  /// tell. From any thread.
+  virtual std::optional<std::size_t> free_memory() const { return {}; }
   virtual void reset_peak() = 0;
   /// Gives cached memory back to the system.
   virtual void trim() = 0;

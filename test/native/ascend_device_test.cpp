@@ -245,6 +245,15 @@ TEST("ascend device: other threads may use it and let go of its tensors") {
   CHECK(got == (std::vector<float>{4, 4, 4}));
 }
 
+TEST("ascend device: what nobody has taken of the device's memory is told, to any thread") {
+  const auto device = open_npu();
+  const std::size_t before = device->free_memory().value();
+  const Tensor x = device->empty({1 << 20});
+  std::size_t after = 0;
+  std::thread([&] { after = device->free_memory().value(); }).join();
+  CHECK(before - after >= std::size_t{4} << 20);
+}
+
 TEST("ascend device: one level of determinism in a process") {
   const auto device = open_npu(R"({"determinism": "run-to-run"})");
   CHECK_THROWS("ERR_OPTION", open_npu(R"({"determinism": "off"})"));

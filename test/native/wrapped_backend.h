@@ -35,6 +35,7 @@ class WrappedBackend : public Backend {
   void* allocate(std::size_t bytes) override;
   void release(void* address, std::size_t bytes) noexcept override;
   MemoryStats memory() const override { return inner_->memory(); }
+  std::optional<std::size_t> free_memory() const override { return inner_->free_memory(); }
   void reset_peak() override { inner_->reset_peak(); }
   void trim() override { inner_->trim(); }
   void upload(const Tensor& tensor, const void* host) override { inner_->upload(tensor, host); }

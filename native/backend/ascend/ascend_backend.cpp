@@ -81,6 +81,12 @@ void* AscendBackend::allocate(std::size_t bytes) {
 
 void AscendBackend::release(void* address, std::size_t bytes) noexcept { pool_.release(address, bytes); }
 MemoryStats AscendBackend::memory() const { return pool_.stats(); }
+std::optional<std::size_t> AscendBackend::free_memory() const {
+  std::size_t free = 0, total = 0;
+  npu_->bind();
+  if (npu_->acl().aclrtGetMemInfo(kHbmMemory, &free, &total) != kAclSuccess) return {};
+  return free;
+}
 void AscendBackend::reset_peak() { pool_.reset_peak(); }
 void AscendBackend::trim() {
   synchronize();

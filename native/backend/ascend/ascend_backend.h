@@ -35,6 +35,7 @@ class AscendBackend final : public Backend {
   void* allocate(std::size_t bytes) override;
   void release(void* address, std::size_t bytes) noexcept override;
   MemoryStats memory() const override;
+  std::optional<std::size_t> free_memory() const override;
   void reset_peak() override;
   void trim() override;
   void upload(const Tensor& tensor, const void* host) override;

@@ -14,6 +14,15 @@
 namespace danceflux::cuda {
 namespace {
 
+/// The device that this thread talks to.
+thread_local int current_device = -1;
+
+void make_current(int index, const char* op) {
+  if (current_device == index) return;
+  check(cudaSetDevice(index), op);
+  current_device = index;
+}
+
 std::string describe(int index) {
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, index), "open");
@@ -25,7 +34,7 @@ std::string describe(int index) {
 }  // namespace
 
 CudaBackend::CudaBackend(int index, const Options& options) : index_(index), options_(options) {
-  check(cudaSetDevice(index), "open");
+  make_current(index, "open");
   description_ = describe(index);
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "open");
   // What the driver's pool was given it keeps: our own pool decides what goes back to the system.
@@ -50,7 +59,7 @@ CudaBackend::CudaBackend(int index, const Options& options) : index_(index), opt
 }
 
 CudaBackend::~CudaBackend() {
-  cudaSetDevice(index_);
+  if (cudaSetDevice(index_) == cudaSuccess) current_device = index_;
   if (stream_) cudaStreamSynchronize(stream_);
   dnn_.reset();
   blas_.reset();
@@ -66,10 +75,7 @@ std::string CudaBackend::description() const {
 
 void CudaBackend::enter(const char* op) {
   op_ = op;
-  thread_local int current = -1;
-  if (current == index_) return;
-  check(cudaSetDevice(index_), op);
-  current = index_;
+  make_current(index_, op);
 }
 
 void CudaBackend::launched() {
@@ -111,6 +117,13 @@ MemoryStats CudaBackend::memory() const {
   stats.held += recorded.held;
   stats.system_allocations += recorded.system_allocations;
   return stats;
+}
+std::optional<std::size_t> CudaBackend::free_memory() const {
+  std::size_t free = 0, total = 0;
+  make_current(index_, "memory");
+  if (cudaMemGetInfo(&free, &total) == cudaSuccess) return free;
+  cudaGetLastError();
+  return {};
 }
 void CudaBackend::reset_peak() { pool_->reset_peak(); }
 
