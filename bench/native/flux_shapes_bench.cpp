@@ -26,7 +26,8 @@ namespace danceflux::test {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr std::int64_t kWidth = 3072, kHeads = 24, kHead = 128;
+constexpr std::int64_t kWidth = 3072, kHeads = 24, kHead = 128, kWords = 512;
+constexpr std::int64_t kWideHead = 512;        // of the autoencoder
 constexpr double kTolerance = 0x1p-6;          // of one product of bf16 activations (op_cases.cpp)
 constexpr double kGradientTolerance = 0x1p-5;  // of attention
 
@@ -97,7 +98,7 @@ bool bench_product(Backend& device, const char* prefix, std::int64_t rows, std::
 /// One head in double. L tokens, K head width.
 struct Head {
   std::vector<double> q, k, v;  // [L, K]
-  std::int64_t tokens;
+  std::int64_t tokens, width;
   double scale;
 
   Head(const Tensor& queries, const Tensor& keys, const Tensor& values, std::int64_t h, double score_scale)
@@ -105,16 +106,17 @@ struct Head {
         k(read(keys, h)),
         v(read(values, h)),
         tokens(queries.dim(1)),
+        width(queries.dim(3)),
         scale(score_scale) {}
   static std::vector<double> read(const Tensor& x, std::int64_t h) {
     const std::vector<float> all = ops::to_host(x.narrow(2, h, 1));
     return {all.begin(), all.end()};
   }
-  static double dot(const std::vector<double>& a, std::int64_t i, const std::vector<double>& b,
-                    std::int64_t j) {
+  double dot(const std::vector<double>& a, std::int64_t i, const std::vector<double>& b,
+             std::int64_t j) const {
     double sum = 0;
-    for (std::int64_t d = 0; d < kHead; ++d)
-      sum += a[static_cast<std::size_t>(i * kHead + d)] * b[static_cast<std::size_t>(j * kHead + d)];
+    for (std::int64_t d = 0; d < width; ++d)
+      sum += a[static_cast<std::size_t>(i * width + d)] * b[static_cast<std::size_t>(j * width + d)];
     return sum;
   }
   /// What query i gives each key.
@@ -126,10 +128,10 @@ struct Head {
     for (double& each : p) each /= sum;
     return p;
   }
-  static std::vector<double> weighted(const std::vector<double>& weights, const std::vector<double>& rows) {
-    std::vector<double> sum(kHead);
+  std::vector<double> weighted(const std::vector<double>& weights, const std::vector<double>& rows) const {
+    std::vector<double> sum(static_cast<std::size_t>(width));
     for (std::size_t j = 0; j < weights.size(); ++j)
-      for (std::size_t d = 0; d < kHead; ++d) sum[d] += weights[j] * rows[j * kHead + d];
+      for (std::size_t d = 0; d < sum.size(); ++d) sum[d] += weights[j] * rows[j * sum.size() + d];
     return sum;
   }
   std::vector<double> output(std::int64_t i) const { return weighted(probabilities(i), v); }
@@ -145,9 +147,9 @@ struct Head {
     for (std::size_t j = 0; j < p.size(); ++j) p[j] *= (dp[j] - delta) * scale;
     return weighted(p, k);
   }
-  static std::vector<double> row(const std::vector<double>& rows, std::int64_t i) {
-    const auto first = rows.begin() + static_cast<std::ptrdiff_t>(i) * kHead;
-    return {first, first + kHead};
+  std::vector<double> row(const std::vector<double>& rows, std::int64_t i) const {
+    const auto first = rows.begin() + static_cast<std::ptrdiff_t>(i * width);
+    return {first, first + width};
   }
 };
 
@@ -172,12 +174,11 @@ bool bench_attention(Backend& device, const char* prefix, std::int64_t tokens) {
   for (const std::int64_t h : {std::int64_t{0}, kHeads - 1}) {
     const Head head(q, k, v, h, static_cast<double>(args.scale));
     const std::int64_t i = tokens / 3;
-    good = good && error_of(Head::row(Head::read(y, h), i), head.output(i)) <= kTolerance;
-    slopes =
-        slopes && error_of(Head::row(Head::read(dq, h), i), head.query_gradient(i)) <= kGradientTolerance;
+    good = good && error_of(head.row(Head::read(y, h), i), head.output(i)) <= kTolerance;
+    slopes = slopes && error_of(head.row(Head::read(dq, h), i), head.query_gradient(i)) <= kGradientTolerance;
     // All that flows in arrives at some value: a query's probabilities sum up to one.
     const std::vector<double> ones(static_cast<std::size_t>(tokens), 1.0);
-    slopes = slopes && error_of(Head::weighted(ones, Head::read(dv, h)), Head::weighted(ones, head.v)) <=
+    slopes = slopes && error_of(head.weighted(ones, Head::read(dv, h)), head.weighted(ones, head.v)) <=
                            kGradientTolerance;
   }
   const double flops = 4.0 * static_cast<double>(tokens * tokens) * static_cast<double>(kHeads * kHead);
@@ -185,6 +186,23 @@ bool bench_attention(Backend& device, const char* prefix, std::int64_t tokens) {
   good = print(name + ", forward", flops, good, [&] { return shortest(device, [&] { work(); }); });
   return print(name + ", forward and backward", 3.5 * flops, good && slopes,
                [&] { return shortest(device, both); });
+}
+
+/// As the autoencoder has it: one wide head, forward only.
+bool bench_wide_attention(Backend& device, std::int64_t tokens) {
+  const Shape shape{1, tokens, 1, kWideHead};
+  const Tensor q = normal(device, shape, 1), k = normal(device, shape, 1.01f),
+               v = normal(device, shape, 0.99f);
+  const AttentionArgs args{.scale = 1 / std::sqrt(static_cast<float>(kWideHead))};
+  const auto work = [&] { return ops::attention(q, k, v, {}, args); };
+  const Head head(q, k, v, 0, static_cast<double>(args.scale));
+  const std::vector<double> got = Head::read(work(), 0);
+  bool good = true;
+  for (const std::int64_t i : {std::int64_t{0}, tokens / 3, tokens - 1})
+    good = good && error_of(head.row(got, i), head.output(i)) <= kTolerance;
+  return print("attention of one head of " + std::to_string(kWideHead) + ", " + std::to_string(tokens),
+               4.0 * static_cast<double>(tokens * tokens) * static_cast<double>(kWideHead), good,
+               [&] { return shortest(device, [&] { work(); }); });
 }
 
 struct Arguments {
@@ -223,6 +241,9 @@ int run(const Arguments& arguments) {
                                   {5 * kWidth, kWidth}})
       if (arguments.wants("linear")) good = bench_product(*device, "linear ", count, in, out) && good;
     if (arguments.wants("attention")) good = bench_attention(*device, "attention ", count) && good;
+    // A picture token is four pixels of the latent.
+    if (arguments.wants("attention") && count > kWords)
+      good = bench_wide_attention(*device, 4 * (count - kWords)) && good;
   }
   // Which way attention took, where that is told.
   std::fprintf(stderr, "%s\n", device->description().c_str());

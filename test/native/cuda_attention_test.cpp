@@ -301,4 +301,22 @@ TEST("cuda attention: cuDNN takes it where nothing else is said") {
   CHECK_EQ(by_library.forward + by_library.backward, 0u);
 }
 
+TEST("cuda attention: wide heads in pieces of their queries, an image's bits its own") {
+  const auto device = open_own();
+  const Shape queries{2, 1100, 1, 512}, keys{2, 70, 1, 512};
+  const Tensor q = numbers(*device, queries, "q"), k = numbers(*device, keys, "k"),
+               v = numbers(*device, keys, "v");
+  const AttentionArgs args{.scale = 0.05f};
+  const Tensor out = ops::attention(q, k, v, {}, args);
+  const auto values = [](const Tensor& x) {
+    const auto all = ops::to_host(x);
+    return std::vector<double>(all.begin(), all.end());
+  };
+  const double error = error_of(values(out), values(ops::composed::attention(q, k, v, {}, args)));
+  CHECK(error <= forward_tolerance(Family::attention, DType::bf16) + rounding_of(DType::bf16));
+  const auto second = [](const Tensor& x) { return x.narrow(0, 1, 1); };
+  const Tensor alone = ops::attention(second(q), second(k), second(v), {}, args);
+  CHECK(ops::to_host(alone) == ops::to_host(ops::contiguous(second(out))));
+}
+
 }  // namespace danceflux::test

@@ -206,6 +206,9 @@ void add_attention_rows(std::vector<OpCase>& rows) {
   rows.push_back(attention_row(1, 70, 130, 1, 64, 0, false));
   rows.push_back(attention_row(1, 33, 65, 2, 128, 1, false));
   rows.push_back(attention_row(1, 9, 40, 1, 512, 0, false));
+  rows.push_back(attention_row(2, 21, 33, 2, 160, 0, false));
+  rows.push_back(attention_row(1, 17, 17, 1, 512, 0, true));
+  rows.push_back(attention_row(1, 9, 11, 1, 160, 1, false));
   rows.push_back(attention_row(2, 5, 7, 3, 8, 1, false));
   rows.push_back(attention_row(3, 6, 6, 2, 10, 3, false));
   rows.push_back(attention_row(2, 9, 9, 2, 8, 1, true));

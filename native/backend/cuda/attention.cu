@@ -259,6 +259,7 @@ Declined CudaBackend::attention(const Tensor& out, const Tensor& lse, const Tens
   if (out.numel() == 0) return {};
   if (dnn_ && dnn_->attention(out, lse, q, k, v, bias, args)) return {};
   if (attention_by_tensor_cores(*this, out, lse, q, k, v, bias, args)) return {};
+  if (attention_by_products(*this, out, lse, q, k, v, bias, args)) return {};
   const AttentionShape s = attention_shape(q, k, args);
   with_activation("attention", q.dtype(), [&](auto type) {
     using T = decltype(type);

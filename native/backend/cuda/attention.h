@@ -51,6 +51,9 @@ struct AttentionGradients {
 bool attention_by_tensor_cores(CudaBackend& device, const Tensor& out, const Tensor& lse, const Tensor& q,
                                const Tensor& k, const Tensor& v, const Tensor& bias,
                                const AttentionArgs& args);
+/// Forward, for heads that are too wide for them; false: not these, or there is a bias or a mask.
+bool attention_by_products(CudaBackend& device, const Tensor& out, const Tensor& lse, const Tensor& q,
+                           const Tensor& k, const Tensor& v, const Tensor& bias, const AttentionArgs& args);
 bool attention_backward_by_tensor_cores(CudaBackend& device, const AttentionGradients& g,
                                         const AttentionShape& s);
 
