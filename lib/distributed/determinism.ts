@@ -59,6 +59,12 @@ export const DETERMINISM_TABLE: readonly DeterminismRow[] = [
       strict: "deterministic algorithms, none that looks at the batch",
     },
   },
+  {
+    source: "products, ascend",
+    levels: always(
+      "CLOSE_MATMUL_K_SHIFT=1 unless it is set: a row's sum starts where it always does, wherever in the batch it stands",
+    ),
+  },
   { source: "threads, cpu", levels: always("work is cut the same way for any number of threads") },
   {
     source: "batch size",

@@ -125,6 +125,18 @@ TEST("cuda: out of memory tells what was asked, used, held and free") {
   device->empty({1 << 10});  // and the device goes on
 }
 
+TEST("cuda: what nobody has taken of the device's memory is told, to any thread") {
+  EmulatedMachine machine;
+  const auto device = open_emulated_cuda();
+  const std::size_t before = device->free_memory().value();
+  const Tensor x = device->empty({1 << 20});
+  std::size_t after = 0;
+  std::thread([&] { after = device->free_memory().value(); }).join();
+  CHECK_EQ(before - after, std::size_t{4} << 20);
+  machine.sticky_error(700);
+  CHECK(!device->free_memory());
+}
+
 TEST("cuda: a lost device fails jobs, with the op, and nothing else") {
   EmulatedMachine machine;
   {
@@ -190,7 +202,7 @@ TEST("cuda: a rank that does not come is a failure at the deadline, and stays on
     rank.communicator.progress.heard(1, {1});
     check_has(
         message_of([&] { rank.wait(rank.communicator.all_reduce(x, {})); }),
-        "all_reduce 2: rank 0 waited 0 s for the other ranks: rank 1 did not come, last heard of at call 1");
+        "all_reduce 2: rank 0 waited 0.3 s for the other ranks: rank 1 did not come, last heard of at call 1");
     check_has(message_of([&] { rank.communicator.barrier(); }), "all_reduce 2");
   });
 }

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <deque>
 #include <mutex>
+#include <sstream>
 #include <thread>
 
 #include "backend/cuda/events.h"
@@ -166,7 +167,11 @@ class NcclCommunicator final : public Communicator {
            " learnt of a failure: " + nccl_.ncclGetErrorString(result) +
            (detail && *detail ? std::string(": ") + detail : "");
   }
-  std::string seconds() const { return std::to_string(static_cast<long>(timeout_.count())) + " s"; }
+  std::string seconds() const {
+    std::ostringstream text;
+    text << timeout_.count() << " s";
+    return text.str();
+  }
 
   /// With mutex_ held. The first reason stays; kernels that wait for others end.
   void fail(const std::string& reason) {
