@@ -62,9 +62,10 @@ void JobHome::settle(Napi::Env env, Napi::Function, JobHome* home, std::shared_p
     if (home->under_way_.empty()) home->channel_.Unref(env);
   }
   const Napi::HandleScope scope(env);
+  const auto result = std::move(job->result);  // its tensors go here, whoever else still has the job
   if (!job->error) {
     try {
-      job->deferred->Resolve(job->result(env));
+      job->deferred->Resolve(result(env));
       return;
     } catch (...) {
       job->error = std::current_exception();
