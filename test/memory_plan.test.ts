@@ -6,9 +6,9 @@ import type { LoraConfig, PartialConfig, TrainConfig } from "../lib/grpo/config.
 import { type MemoryInputs, planMemory, type Sharding, suggestions } from "../lib/grpo/memory_plan.js";
 import { preset } from "../lib/grpo/presets.js";
 import { completeConfig } from "../lib/grpo/validate.js";
-import { loadFluxFolder, readFluxConfig } from "../lib/models/flux.js";
+import { FLUX_DEV, loadFluxFolder, readFluxConfig } from "../lib/models/flux.js";
 import { fluxTensors, isTarget, loraTensors } from "../lib/models/flux_shapes.js";
-import type { FluxConfig, WeightDType } from "../lib/models/types.js";
+import type { WeightDType } from "../lib/models/types.js";
 import type { NativeFlux, NativeOptimizer } from "../lib/native.js";
 import { testDevice } from "./support/device.js";
 
@@ -221,18 +221,6 @@ describe.each(VARIANTS)("training $name", (variant) => {
 });
 
 describe("a plan", () => {
-  const DEV: FluxConfig = {
-    inChannels: 64,
-    outChannels: 64,
-    numLayers: 19,
-    numSingleLayers: 38,
-    attentionHeadDim: 128,
-    numAttentionHeads: 24,
-    jointAttentionDim: 4096,
-    pooledProjectionDim: 768,
-    guidanceEmbeds: true,
-    axesDimsRope: [16, 56, 56],
-  };
   const GIB = 2 ** 30;
   const dev = (
     world: number,
@@ -246,7 +234,7 @@ describe("a plan", () => {
       rewards: [{ type: "clip" }],
       learning,
     }),
-    flux: DEV,
+    flux: FLUX_DEV,
     textTokens: 512,
     others: [
       { name: "t5", bytes: 9.1 * GIB, until: "encoded", assumed: true },

@@ -5,22 +5,10 @@ import { trainingPassBytes } from "../lib/grpo/activations.js";
 import { passShape } from "../lib/grpo/memory_plan.js";
 import { freeForActivations, recomputedBlocks } from "../lib/grpo/recompute.js";
 import { completeConfig } from "../lib/grpo/validate.js";
-import type { FluxConfig } from "../lib/models/types.js";
+import { FLUX_DEV } from "../lib/models/flux.js";
 import { testDevice } from "./support/device.js";
 
 const GIB = 2 ** 30;
-const DEV: FluxConfig = {
-  inChannels: 64,
-  outChannels: 64,
-  numLayers: 19,
-  numSingleLayers: 38,
-  attentionHeadDim: 128,
-  numAttentionHeads: 24,
-  jointAttentionDim: 4096,
-  pooledProjectionDim: 768,
-  guidanceEmbeds: true,
-  axesDimsRope: [16, 56, 56],
-};
 const config = completeConfig({
   model: { path: "dev" },
   device: { name: "cuda:0" },
@@ -28,7 +16,7 @@ const config = completeConfig({
   rewards: [{ type: "clip" }],
   learning: { lora: { rank: 32, alpha: 32, targets: ["attn.to_q", "attn.to_k", "attn.to_v"] } },
 });
-const pass = passShape(config, DEV, { imageTokens: 45 * 45, textTokens: 512 }, 1);
+const pass = passShape(config, FLUX_DEV, { imageTokens: 45 * 45, textTokens: 512 }, 1);
 
 describe("blocks that are recomputed", () => {
   it.each([

@@ -19,7 +19,7 @@ import {
 } from "./weights.js";
 
 /** FLUX.1-dev as published; a BFL file without a config.json beside it is taken for this. */
-const FLUX_DEV: FluxConfig = {
+export const FLUX_DEV: FluxConfig = {
   inChannels: 64,
   outChannels: 64,
   numLayers: 19,
