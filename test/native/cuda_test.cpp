@@ -200,9 +200,9 @@ TEST("cuda: a rank that does not come is a failure at the deadline, and stays on
       return;
     }
     rank.communicator.progress.heard(1, {1});
-    check_has(
-        message_of([&] { rank.wait(rank.communicator.all_reduce(x, {})); }),
-        "all_reduce 2: rank 0 waited 0.3 s for the other ranks: rank 1 did not come, last heard of at call 1");
+    check_has(message_of([&] { rank.wait(rank.communicator.all_reduce(x, {})); }),
+              "all_reduce 2: rank 0 waited 0.3 s for the other ranks: rank 1 did not come, last heard of at "
+              "call 1");
     check_has(message_of([&] { rank.communicator.barrier(); }), "all_reduce 2");
   });
 }

@@ -13,7 +13,7 @@
 namespace danceflux::cpu {
 namespace {
 
-constexpr std::int64_t kGather = 1024;    // the kernel's own block, so that gathering keeps its order
+constexpr std::int64_t kGather = 1024;  // the kernel's own block, so that gathering keeps its order
 constexpr std::int64_t kColumnChunk = 1024;
 
 struct ReduceJob {
