@@ -421,6 +421,19 @@ void add_bench_rows(std::vector<OpCase>& rows) {
   rows.push_back(qk_norm_rope_row(1, 1024, 24, 128));
   rows.push_back(flow_step_row({4, 4096, 64}));
   rows.push_back(flow_log_prob_row({4, 4096, 64}));
+  // What the kernels gain: the same by the ops that they are made of.
+  OpCase step = flow_step_row({4, 4096, 64}), density = flow_log_prob_row({4, 4096, 64});
+  for (OpCase* row : {&step, &density}) {
+    row->name += ", in parts";
+    row->shortcut = row->shortcut_backward = "";
+  }
+  step.forward = [](In in) {
+    const auto [next, log_prob] = ops::composed::flow_step(in[0], in[1], in[2], in[3]);
+    return std::vector<Tensor>{next, log_prob};
+  };
+  density.forward = one([](In in) { return ops::composed::flow_log_prob(in[0], in[1], in[2], in[3]); });
+  rows.push_back(step);
+  rows.push_back(density);
   // The autoencoder.
   const ConvArgs same{.stride = 1, .pad_top = 1, .pad_left = 1, .pad_bottom = 1, .pad_right = 1};
   rows.push_back(conv_row({1, 128, 32, 32}, {128, 128, 3, 3}, same, DType::f32, true));
