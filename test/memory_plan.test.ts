@@ -3,7 +3,13 @@ import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { pooled, samplingPassBytes, trainingPassBytes } from "../lib/grpo/activations.js";
 import type { LoraConfig, PartialConfig, TrainConfig } from "../lib/grpo/config.js";
-import { type MemoryInputs, planMemory, type Sharding, suggestions } from "../lib/grpo/memory_plan.js";
+import {
+  type MemoryInputs,
+  passShape,
+  planMemory,
+  type Sharding,
+  suggestions,
+} from "../lib/grpo/memory_plan.js";
 import { preset } from "../lib/grpo/presets.js";
 import { completeConfig } from "../lib/grpo/validate.js";
 import { FLUX_DEV, loadFluxFolder, readFluxConfig } from "../lib/models/flux.js";
@@ -194,20 +200,8 @@ describe.each(VARIANTS)("training $name", (variant) => {
       for (const recompute of [0, -1, 3]) {
         const inputs = inputsOf(variant);
         const measured = await measure(model, rows, recompute);
-        const lora = inputs.config.learning.lora;
-        const pattern = inputs.config.learning.trainable?.map((text) => new RegExp(text));
-        const pass = {
-          flux,
-          rows,
-          imageTokens: SIDE * SIDE,
-          textTokens: TEXT,
-          bytes: 4,
-          rank: lora?.rank ?? 0,
-          trains: (module: string) =>
-            lora
-              ? isTarget(lora.targets, module)
-              : !pattern || pattern.some((one) => one.test(`${module}.weight`)),
-        };
+        const tokens = { imageTokens: SIDE * SIDE, textTokens: TEXT };
+        const pass = passShape(inputs.config, flux, tokens, rows);
         within(samplingPassBytes(pass), measured.sampling, SHARE, `sampling ${rows}`);
         within(
           trainingPassBytes(pass, recompute),

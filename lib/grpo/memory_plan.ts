@@ -4,7 +4,6 @@
  * What stays for the whole run is exact (each tensor rounded up as the device's pool does); activations are counted over the model's ops
  * (activations.ts); what a vendor's library takes for itself is not in it.
  */
-
 import { elementsOf, fluxTensors, isTarget, loraTensors, type StoredTensor } from "../models/flux_shapes.js";
 import type { FluxConfig, WeightDType } from "../models/types.js";
 import { modulationTableSize } from "../sample/modulation_table.js";
@@ -93,13 +92,17 @@ interface Trained {
   stored: StoredTensor[];
   /** Elements of every part that trains, and whether it is a matrix of the model's. */
   parts: { elements: number; matrix: boolean }[];
-  trains(module: string): boolean;
+}
+
+/** Which of the model's own parameters train where there are no adapters. */
+function wantedOf({ learning: { trainable } }: TrainConfig): (name: string) => boolean {
+  const patterns = trainable?.map((pattern) => new RegExp(pattern));
+  return (name) => !patterns || patterns.some((pattern) => pattern.test(name));
 }
 
 function trainedOf(config: TrainConfig, flux: FluxConfig): Trained {
-  const { lora, trainable } = config.learning;
-  const patterns = trainable?.map((pattern) => new RegExp(pattern));
-  const wanted = (name: string) => !patterns || patterns.some((pattern) => pattern.test(name));
+  const { lora } = config.learning;
+  const wanted = wantedOf(config);
   const tensors = lora ? loraTensors(flux, lora) : fluxTensors(flux);
   const chosen = (stored: StoredTensor) => stored.parts.filter(({ name }) => lora || wanted(name));
   return {
@@ -107,7 +110,6 @@ function trainedOf(config: TrainConfig, flux: FluxConfig): Trained {
     parts: tensors.flatMap((stored) =>
       chosen(stored).map(({ rows }) => ({ elements: rows * stored.columns, matrix: stored.matrix })),
     ),
-    trains: (module) => (lora ? isTarget(lora.targets, module) : wanted(`${module}.weight`)),
   };
 }
 
@@ -171,13 +173,15 @@ export function passShape(
   tokens: Pick<PassShape, "imageTokens" | "textTokens">,
   rows: number,
 ): PassShape {
+  const { lora } = config.learning;
+  const wanted = wantedOf(config);
   return {
     flux,
     rows,
     ...tokens,
     bytes: isCpu(config) ? 4 : SIZE[weightDType(config)],
-    trains: trainedOf(config, flux).trains,
-    rank: config.learning.lora?.rank ?? 0,
+    trains: (module) => (lora ? isTarget(lora.targets, module) : wanted(`${module}.weight`)),
+    rank: lora?.rank ?? 0,
   };
 }
 

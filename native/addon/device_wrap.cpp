@@ -90,12 +90,13 @@ Napi::Value DeviceWrap::description(const Napi::CallbackInfo& info) {
 
 Napi::Value DeviceWrap::memory(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    const MemoryStats stats = alive()->backend->memory();
+    const Backend& backend = *alive()->backend;
+    const MemoryStats stats = backend.memory();
     Napi::Object report = Napi::Object::New(info.Env());
     report.Set("used", static_cast<double>(stats.used));
     report.Set("peak", static_cast<double>(stats.peak));
     report.Set("held", static_cast<double>(stats.held));
-    if (const auto free = alive()->backend->free_memory()) report.Set("free", static_cast<double>(*free));
+    if (const auto free = backend.free_memory()) report.Set("free", static_cast<double>(*free));
     report.Set("allocations", static_cast<double>(stats.allocations));
     report.Set("systemAllocations", static_cast<double>(stats.system_allocations));
     return report;

@@ -19,22 +19,27 @@ Tensor mean_of(const Tensor& x, const Tensor& v, const Tensor& coefficients) {
   return add(mul(x, column(coefficients, kCx, x)), mul(v, column(coefficients, kCv, x)));
 }
 
-void check_f32(const char* op, const char* what, const Tensor& x) {
-  require(x.dtype() == DType::f32, "ERR_DTYPE", op, ": expected ", what, " in f32, got ", name_of(x.dtype()));
+/// [B], from where the row would have come to on average and where it came to.
+Tensor density(const Tensor& average, const Tensor& next, const Tensor& coefficients) {
+  const Tensor distance = unary(UnaryOp::square, sub(next, average));
+  Shape axes;
+  for (int axis = 1; axis < next.rank(); ++axis) axes.push_back(axis);
+  const Tensor weighted = mul(mean(distance, axes, true), column(coefficients, kWeight, next));
+  return reshape(add_scaled(affine(weighted, -1), column(coefficients, kConstant, next), -1), {next.dim(0)});
 }
 
 void check_flow(const char* op, const Tensor& x, const Tensor& v, const char* what, const Tensor& third,
                 const Tensor& coefficients) {
   require(x.rank() >= 2 && (x.numel() > 0 || x.dim(0) == 0), "ERR_SHAPE", op,
           ": expected rows of at least one element, got ", x.shape());
-  check_f32(op, "x", x);
-  for (const Tensor* other : {&v, &third, &coefficients}) {
-    if (other == &third && !third) continue;
-    check_beside(op, x, *other);
-  }
-  check_shape(op, "v", v, x.shape());
-  if (third) check_shape(op, what, third, x.shape());
-  check_shape(op, "coefficients", coefficients, {x.dim(0), kColumns});
+  require(x.dtype() == DType::f32, "ERR_DTYPE", op, ": expected x in f32, got ", name_of(x.dtype()));
+  const auto check = [&](const char* name, const Tensor& other, const Shape& shape) {
+    check_beside(op, x, other);
+    check_shape(op, name, other, shape);
+  };
+  check("v", v, x.shape());
+  if (third) check(what, third, x.shape());
+  check("coefficients", coefficients, {x.dim(0), kColumns});
 }
 
 }  // namespace
@@ -44,16 +49,12 @@ FlowStepped composed::flow_step(const Tensor& x, const Tensor& v, const Tensor& 
   const Tensor mean = mean_of(x, v, coefficients);
   if (!noise) return {mean, {}};
   const Tensor next = add(mean, mul(noise, column(coefficients, kStd, x)));
-  return {next, flow_log_prob(x, v, next, coefficients)};
+  return {next, density(mean, next, coefficients)};
 }
 
 Tensor composed::flow_log_prob(const Tensor& x, const Tensor& v, const Tensor& next,
                                const Tensor& coefficients) {
-  const Tensor distance = unary(UnaryOp::square, sub(next, mean_of(x, v, coefficients)));
-  Shape axes;
-  for (int axis = 1; axis < x.rank(); ++axis) axes.push_back(axis);
-  const Tensor weighted = mul(mean(distance, axes, true), column(coefficients, kWeight, x));
-  return reshape(add_scaled(affine(weighted, -1), column(coefficients, kConstant, x), -1), {x.dim(0)});
+  return density(mean_of(x, v, coefficients), next, coefficients);
 }
 
 FlowStepped flow_step(const Tensor& x, const Tensor& v, const Tensor& noise, const Tensor& coefficients) {
@@ -80,10 +81,11 @@ Tensor flow_log_prob(const Tensor& x, const Tensor& v, const Tensor& next, const
   Backend& device = enter("flow_log_prob", x);
   require(next.defined(), "ERR_SHAPE", "flow_log_prob: expected a next, got none");
   check_flow("flow_log_prob", x, v, "next", next, coefficients);
-  Tensor out = device.empty({x.dim(0)});
+  const Tensor out = device.empty({x.dim(0)});
   if (!device.taken("flow_log_prob", device.flow_log_prob(out, x, v, next, coefficients))) {
-    const NoRecording quiet;  // the backward kernel needs nothing of the forward one
-    out = in_parts([&] { return composed::flow_log_prob(x, v, next, coefficients); });
+    const Tensor whole = in_parts([&] { return composed::flow_log_prob(x, v, next, coefficients); });
+    observed("flow_log_prob", whole, x, v, next);
+    return whole;
   }
   observed("flow_log_prob", out, x, v, next);
   if (!tracked(x, v, next, coefficients)) return out;

@@ -38,6 +38,14 @@ void for_pieces(ThreadPool& threads, const FlowRows& flow, const Body& body) {
              });
 }
 
+/// Sum of (next - mean)^2 over a piece.
+double squares(const RowKernels& kernels, const float* x, const float* v, const float* next,
+               const FlowRow& row, std::int64_t n) {
+  float distance[kRowPiece];
+  kernels.elementwise->flow_distance(distance, x, v, next, row, n);
+  return kernels.reduce->row[kFoldSum](distance, n);
+}
+
 /// From the sums of a row's pieces.
 void write_densities(const Tensor& log_prob, const std::vector<double>& sums, const FlowRows& flow,
                      const Coefficients& numbers) {
@@ -65,10 +73,8 @@ Declined CpuBackend::flow_step(const Tensor& next, const Tensor& log_prob, const
     const float *const x_piece = from.data<float>() + at, *const v_piece = velocity.data<float>() + at;
     float* const to = next.data<float>() + at;
     rows_.elementwise->flow_step(to, x_piece, v_piece, random ? random + at : nullptr, step, n);
-    if (!log_prob.defined()) return;
-    float distance[kRowPiece];
-    rows_.elementwise->flow_distance(distance, x_piece, v_piece, to, step, n);
-    sums[static_cast<std::size_t>(piece)] = rows_.reduce->row[kFoldSum](distance, n);
+    if (log_prob.defined())
+      sums[static_cast<std::size_t>(piece)] = squares(rows_, x_piece, v_piece, to, step, n);
   });
   if (log_prob.defined()) write_densities(log_prob, sums, flow, numbers);
   return {};
@@ -81,10 +87,9 @@ Declined CpuBackend::flow_log_prob(const Tensor& log_prob, const Tensor& x, cons
   const Tensor from = dense(x), velocity = dense(v), to = dense(next);
   std::vector<double> sums(static_cast<std::size_t>(flow.rows * flow.pieces));
   for_pieces(threads_, flow, [&](std::int64_t row, std::int64_t at, std::int64_t n, std::int64_t piece) {
-    float distance[kRowPiece];
-    rows_.elementwise->flow_distance(distance, from.data<float>() + at, velocity.data<float>() + at,
-                                     to.data<float>() + at, numbers.step_of(row), n);
-    sums[static_cast<std::size_t>(piece)] = rows_.reduce->row[kFoldSum](distance, n);
+    sums[static_cast<std::size_t>(piece)] =
+        squares(rows_, from.data<float>() + at, velocity.data<float>() + at, to.data<float>() + at,
+                numbers.step_of(row), n);
   });
   write_densities(log_prob, sums, flow, numbers);
   return {};

@@ -17,10 +17,11 @@ namespace {
 /// The device that this thread talks to.
 thread_local int current_device = -1;
 
-void make_current(int index, const char* op) {
-  if (current_device == index) return;
-  check(cudaSetDevice(index), op);
-  current_device = index;
+cudaError_t make_current(int index) {
+  if (current_device == index) return cudaSuccess;
+  const cudaError_t error = cudaSetDevice(index);
+  if (error == cudaSuccess) current_device = index;
+  return error;
 }
 
 std::string describe(int index) {
@@ -34,7 +35,7 @@ std::string describe(int index) {
 }  // namespace
 
 CudaBackend::CudaBackend(int index, const Options& options) : index_(index), options_(options) {
-  make_current(index, "open");
+  check(make_current(index), "open");
   description_ = describe(index);
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "open");
   // What the driver's pool was given it keeps: our own pool decides what goes back to the system.
@@ -59,7 +60,7 @@ CudaBackend::CudaBackend(int index, const Options& options) : index_(index), opt
 }
 
 CudaBackend::~CudaBackend() {
-  if (cudaSetDevice(index_) == cudaSuccess) current_device = index_;
+  make_current(index_);
   if (stream_) cudaStreamSynchronize(stream_);
   dnn_.reset();
   blas_.reset();
@@ -75,7 +76,7 @@ std::string CudaBackend::description() const {
 
 void CudaBackend::enter(const char* op) {
   op_ = op;
-  make_current(index_, op);
+  check(make_current(index_), op);
 }
 
 void CudaBackend::launched() {
@@ -120,8 +121,7 @@ MemoryStats CudaBackend::memory() const {
 }
 std::optional<std::size_t> CudaBackend::free_memory() const {
   std::size_t free = 0, total = 0;
-  make_current(index_, "memory");
-  if (cudaMemGetInfo(&free, &total) == cudaSuccess) return free;
+  if (make_current(index_) == cudaSuccess && cudaMemGetInfo(&free, &total) == cudaSuccess) return free;
   cudaGetLastError();
   return {};
 }

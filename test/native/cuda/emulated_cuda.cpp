@@ -53,7 +53,7 @@ void EmulatedMachine::driver(int version) { emulated::machine().driver_version =
 void EmulatedMachine::memory(std::size_t bytes) { emulated::machine().memory = bytes; }
 void EmulatedMachine::sticky_error(int error) {
   emulated::machine().sticky = static_cast<cudaError_t>(error);
-  cudaGetLastError();  // of another device than this one
+  cudaGetLastError();  // what the calls before left is not of those to come
 }
 void EmulatedMachine::cudnn(std::size_t version, unsigned refused) {
   emulated_cudnn().version = version;
